@@ -1,0 +1,182 @@
+"""The decoder of the whole family: pure functions of (params, tokens, config).
+
+Einsum letters: b batch, t query time, s key time, d embed, g kv groups, r queries per group, k head_dim, f mlp,
+v vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from phi3_jax.configs import ModelConfig
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.models.attention import Mask, attend
+from phi3_jax.models.layers import activate, linear, norm
+from phi3_jax.models.rotary import rope_table, rotate
+
+Tree = Any
+# What a backward pass keeps of each layer; the rest is computed again.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "gate_up"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def layer(
+    x: jax.Array, params: Tree, table: jax.Array, cfg: ModelConfig, mask: Mask, attention: str = "auto"
+) -> jax.Array:
+    """One pre-norm block: x (batch, time, embed) -> the same."""
+    name = checkpoint_name
+    with jax.named_scope("attention"):
+        h = norm(x, params["attention_norm"], cfg)
+        z = name(linear(h, params["qkv"], "btd,dgrk->btgrk"), "qkv")
+        rotated = rotate(z[..., :-1, :], table)
+        q, k, v = rotated[..., :-1, :], rotated[..., -1, :], z[..., -1, :]
+        a = name(attend(q, k, v, mask, cfg.softmax_scale, attention), "attention")
+        x = x + cfg.residual_multiplier * linear(a, params["out"], "btgrk,grkd->btd")
+    with jax.named_scope("mlp"):
+        h = norm(x, params["mlp_norm"], cfg)
+        z = name(linear(h, params["gate_up"], "btd,dcf->btcf"), "gate_up")
+        return x + cfg.residual_multiplier * linear(activate(z, cfg), params["down"], "btf,fd->btd")
+
+
+def _period(cfg: ModelConfig) -> int:
+    """Layers after which the pattern of layers repeats (2 for phi-3-small's dense/sparse alternation)."""
+    sparse = cfg.blocksparse
+    return max(1, sparse.dense_every) if sparse else 1
+
+
+def _is_dense(cfg: ModelConfig, index: int) -> bool:
+    sparse = cfg.blocksparse
+    return sparse is None or bool(sparse.dense_every and (index + 1) % sparse.dense_every == 0)
+
+
+def hidden_states(
+    params: Tree,
+    tokens: jax.Array,
+    cfg: ModelConfig,
+    *,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+    unroll: bool = False,
+    attention: str = "auto",
+    rope_regime: str = "auto",
+    gather: Callable[[Tree], Tree] = lambda tree: tree,
+) -> jax.Array:
+    """Final hidden states, after the last norm: (batch, time, embed) in `dtype`.
+
+    Args:
+      params: tree of `param_specs(cfg)`.
+      tokens: (batch, time) integers below cfg.vocab.
+      positions: (batch, time); default 0..time-1, or restarting per document where `segments` is given.
+      segments: (batch, time) document numbers; attention never crosses them. Default: one document a row.
+      dtype: compute dtype of the matrices.
+      remat: what the backward pass keeps: "none" (everything), "dots", "names", "full" (nothing).
+      unroll: layers one after the other in one program (fastest on CPU) instead of a scan over stacked layers.
+      attention: implementation, see `attention.attend`.
+      rope_regime: LongRoPE list: "auto", "short" or "long".
+      gather: turns stored parameters into usable ones (all-gather under FSDP), called once a layer.
+    """
+    if remat not in REMAT:
+        raise UserError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
+    if positions is None:
+        positions = default_positions(tokens, segments)
+    top = gather({k: v for k, v in params.items() if k != "blocks"})
+    x = embed(top["embedding"], tokens, cfg, dtype)
+    table = rope_table(positions, cfg, rope_regime)
+    masks = [
+        Mask(cfg.window_keys, None if _is_dense(cfg, i) else cfg.blocksparse, segments, positions)
+        for i in range(_period(cfg))
+    ]
+
+    def block(x: jax.Array, stacked: Tree) -> jax.Array:
+        stacked = gather(stacked)
+        depth = jax.tree.leaves(stacked)[0].shape[0]
+        for i in range(depth):
+            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, masks[i], attention)  # noqa: B023
+        return x
+
+    if remat != "none":
+        block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=unroll)
+    x = _run_blocks(block, x, params["blocks"], len(masks), unroll)
+    return norm(x, top["final_norm"], cfg)
+
+
+def _run_blocks(
+    block: Callable[[jax.Array, Tree], jax.Array], x: jax.Array, stacked: Tree, period: int, unroll: bool
+) -> jax.Array:
+    """Runs `block` over groups of `period` stacked layers, the last of which may be shorter."""
+    leaves, treedef = jax.tree.flatten(stacked)
+    count, rest = divmod(leaves[0].shape[0], period)
+    # split, unlike indexing, has one concatenation as its transpose instead of a padded sum per layer.
+    if unroll:
+        sizes = [period] * count + [rest] * bool(rest)
+    else:
+        sizes = [period * count] * bool(count) + [rest] * bool(rest)
+    groups = zip(*(jax.lax.split(leaf, sizes, axis=0) for leaf in leaves), strict=True)
+    for i, group in enumerate(groups):
+        params = jax.tree.unflatten(treedef, group)
+        if unroll or i > 0 or not count:
+            x = block(x, params)
+        else:
+            params = jax.tree.map(lambda w: w.reshape(count, period, *w.shape[1:]), params)
+            x = jax.lax.scan(lambda x, p: (block(x, p), None), x, params)[0]
+    return x
+
+
+def default_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """Positions 0..time-1, restarting where the segment number changes: (batch, time) int32."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    if segments is None:
+        return index
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def embed(table: jax.Array, tokens: jax.Array, cfg: ModelConfig, dtype: jnp.dtype) -> jax.Array:
+    """Looks tokens up and applies the embedding multiplier: (batch, time, embed)."""
+    sharding = jax.typeof(tokens).sharding
+    spec = jax.P(*sharding.spec, None) if not sharding.mesh.empty else None
+    x = table.at[tokens].get(out_sharding=spec) if spec is not None else table[tokens]
+    return x.astype(dtype) * jnp.asarray(cfg.embed_multiplier, dtype)
+
+
+def output_matrix(params: Tree, cfg: ModelConfig) -> jax.Array:
+    """The unembedding (embed, vocab); the transposed table where embeddings are tied."""
+    return params["embedding"].T if cfg.tied else params["unembedding"]
+
+
+def logit_scale(cfg: ModelConfig) -> float:
+    """Factor on the logits: 1 / (published divisor x muP width ratio)."""
+    return 1.0 / (cfg.logit_divisor * cfg.width_ratio)
+
+
+def dummy_mask(cfg: ModelConfig) -> jax.Array | None:
+    """(vocab,) True where a logit must never win (phi-3-small's unused ids), or None."""
+    if not cfg.dummy_tokens:
+        return None
+    ids = jnp.arange(cfg.vocab)
+    return functools.reduce(jnp.logical_or, [(ids >= a) & (ids < b) for a, b in cfg.dummy_tokens])
+
+
+def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
+    """Float32 logits (..., vocab) of hidden states; product in the hidden dtype, then cast, scaled, masked."""
+    out = jnp.einsum("...d,dv->...v", hidden, output_matrix(params, cfg).astype(hidden.dtype))
+    out = out.astype(jnp.promote_types(out.dtype, jnp.float32)) * logit_scale(cfg)
+    mask = dummy_mask(cfg)
+    return out if mask is None else jnp.where(mask, jnp.finfo(out.dtype).min, out)
+
+
+def forward(params: Tree, tokens: jax.Array, cfg: ModelConfig, **options: Any) -> jax.Array:
+    """Float32 logits (batch, time, vocab); options as `hidden_states`."""
+    return logits_of(hidden_states(params, tokens, cfg, **options), params, cfg)

@@ -1,0 +1,46 @@
+"""Norms and activations; statistics in float32, results in the input's dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from phi3_jax.configs import ModelConfig
+
+
+def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Array:
+    """RMSNorm, or LayerNorm with gain and bias (phi-3-small); x (..., embed)."""
+    dtype = x.dtype
+    x = x.astype(jnp.float32)
+    if cfg.norm == "layer":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + cfg.norm_eps)
+    x = x * params["scale"].astype(jnp.float32)
+    if cfg.norm == "layer":
+        x = x + params["bias"].astype(jnp.float32)
+    return x.astype(dtype)
+
+
+def activate(gate_up: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Gated activation; gate_up (..., 2, mlp): gate, then linear part; returns (..., mlp).
+
+    SwiGLU: silu(g) u. gegelu (Microsoft's phi-3-small code): a = min(g, limit), b = clip(u, -limit, limit),
+    a sigmoid(1.702 a) (b + 1).
+    """
+    gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+    if cfg.activation == "swiglu":
+        return jax.nn.silu(gate) * up
+    if cfg.gegelu_limit is not None:
+        # Infinities pass through unclipped, as in the original.
+        limit = cfg.gegelu_limit
+        gate = jnp.where(jnp.isinf(gate), gate, jnp.minimum(gate, limit))
+        up = jnp.where(jnp.isinf(up), up, jnp.clip(up, -limit, limit))
+    return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+
+
+def linear(x: jax.Array, params: dict[str, Any], equation: str) -> jax.Array:
+    """Einsum with the layer's weight, plus its bias if it has one; computes in x's dtype."""
+    y = jnp.einsum(equation, x, params["weight"].astype(x.dtype))
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y

@@ -1,0 +1,78 @@
+"""Rotary position embedding, with LongRoPE's two factor lists.
+
+Rotate-half ("neox") over the whole head_dim. Rules per member: facts of the released code, config.json of each.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from phi3_jax.configs import LongRope, ModelConfig
+from phi3_jax.errors import UserError
+
+REGIMES = ("auto", "short", "long")
+
+
+def attention_factor(longrope: LongRope, context: int, long: bool) -> float:
+    """Factor on cos and sin: sqrt(1 + ln(context/original)/ln(original)), or phi-3-small's mscales.
+
+    mini and medium use it at every length; phi-3-small uses short_mscale (default 1) up to the original context and
+    long_mscale (default: the formula) beyond. Values <= 0 count as absent.
+    """
+    derived = 1.0
+    if context > longrope.original_context:
+        derived = math.sqrt(1 + math.log(context / longrope.original_context) / math.log(longrope.original_context))
+    if longrope.mscale_when_short:
+        return derived
+    given = longrope.long_mscale if long else longrope.short_mscale
+    return given if given and given > 0 else (derived if long else 1.0)
+
+
+def _table(positions: jax.Array, cfg: ModelConfig, factors: tuple[float, ...] | None, scale: float) -> jax.Array:
+    """cos and sin (batch, time, 2, head_dim/2) in float32 for one factor list."""
+    half = cfg.head_dim // 2
+    inverse = 1.0 / cfg.rope_base ** (np.arange(half, dtype=np.float64) * 2 / cfg.head_dim)
+    if factors is not None:
+        inverse = inverse / np.asarray(factors, np.float64)
+    angles = positions.astype(jnp.float32)[..., None] * jnp.asarray(inverse, jnp.float32)
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2) * scale
+
+
+def rope_table(positions: jax.Array, cfg: ModelConfig, regime: str = "auto") -> jax.Array:
+    """cos and sin for every position: (batch, time, 2, head_dim/2), float32.
+
+    Args:
+      positions: (batch, time) integers.
+      regime: which LongRoPE list; "auto" decides per sequence: long when max(position) + 1 exceeds the original
+        context. Ignored without LongRoPE.
+    """
+    if regime not in REGIMES:
+        raise UserError(f"rope_regime={regime!r}; valid: {', '.join(REGIMES)}")
+    rope = cfg.longrope
+    if rope is None:
+        return _table(positions, cfg, None, 1.0)
+    tables = {}
+    for which in ("short", "long") if regime == "auto" else (regime,):
+        factors = getattr(rope, which)
+        if factors is None:
+            raise UserError(
+                f"{cfg.name}: the {which} LongRoPE list is in no public source; take it from the checkpoint's "
+                f"config.json, or ask for rope_regime={'long' if which == 'short' else 'short'!r}"
+            )
+        tables[which] = _table(positions, cfg, factors, attention_factor(rope, cfg.context, which == "long"))
+    if regime != "auto":
+        return tables[regime]
+    is_long = jnp.max(positions, axis=-1) + 1 > rope.original_context
+    return jnp.where(is_long[:, None, None, None], tables["long"], tables["short"])
+
+
+def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 inside."""
+    half = x.shape[-1] // 2
+    cos, sin = (table[:, :, None, None, i, :] for i in (0, 1))
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,149 @@
+"""Cross-entropy of hidden states against targets, without ever holding the logits of a whole batch.
+
+The loss and its gradients with respect to hidden states and output matrix come out of one pass over chunks of
+positions: each chunk's logits are made, turned into a loss and into (softmax - one-hot), multiplied back, and
+dropped. Nothing is recomputed in the backward pass, which only scales.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def _chunk_loss(
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, mask: jax.Array | None, scale: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(logits, log normaliser, target's logit) of one chunk in float32 or wider."""
+    logits = jnp.einsum("bpd,dv->bpv", hidden, matrix)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) * scale
+    if mask is not None:
+        logits = jnp.where(mask, jnp.finfo(logits.dtype).min, logits)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return logits, log_z, picked
+
+
+def chunk_count(positions: int, vocab: int, rows: int, limit: int = 64 * 2**20) -> int:
+    """Chunks of positions so that one chunk's logits hold at most `limit` elements (256 MiB in float32)."""
+    wanted = -(-positions * vocab * rows // limit)
+    return next(c for c in range(max(1, wanted), positions + 1) if positions % c == 0) if wanted > 1 else 1
+
+
+def _sharding_of(x: jax.Array) -> jax.sharding.Sharding | None:
+    """The sharding in x's type; None outside a mesh."""
+    sharding = jax.typeof(x).sharding
+    return None if sharding.mesh.empty else sharding
+
+
+def chunked(x: jax.Array, chunks: int) -> jax.Array:
+    """(rows, positions, ...) -> (chunks, rows, positions / chunks, ...)."""
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:]), 1, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def weighted_cross_entropy(
+    hidden: jax.Array,
+    matrix: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    mask: jax.Array | None,
+    scale: float,
+    z_loss: float,
+    chunks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of weights * (nll + z_loss log_z^2), and the nll of every position.
+
+    Args:
+      hidden: (rows, positions, embed) in the compute dtype.
+      matrix: (embed, vocab), same dtype.
+      targets: (rows, positions) integers.
+      weights: (rows, positions) float32; 0 where there is no loss.
+      mask: (vocab,) True for ids that never win, or None.
+      scale: factor on the logits.
+      z_loss: weight of the squared log normaliser (Chowdhery et al. 2022, section 5).
+      chunks: number of chunks; divides positions.
+
+    Returns:
+      (scalar, (rows, positions) nll in nats); the nll carries no gradient.
+    """
+
+    def step(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        h, t, w = xs
+        _, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
+        return total + jnp.sum(w * (log_z - picked + z_loss * log_z**2)), log_z - picked
+
+    if chunks == 1:
+        return step(jnp.float32(0), (hidden, targets, weights))
+    total, nll = jax.lax.scan(step, jnp.float32(0), tuple(chunked(x, chunks) for x in (hidden, targets, weights)))
+    return total, jnp.moveaxis(nll, 0, 1).reshape(targets.shape)
+
+
+def _forward(
+    hidden: jax.Array,
+    matrix: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    mask: jax.Array | None,
+    scale: float,
+    z_loss: float,
+    chunks: int,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    def step(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[tuple, tuple]:
+        total, d_matrix = carry
+        h, t, w = xs
+        logits, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
+        total += jnp.sum(w * (log_z - picked + z_loss * log_z**2))
+        slope = w if z_loss == 0 else w * (1 + 2 * z_loss * log_z)
+        hit = t[..., None] == jnp.arange(matrix.shape[1])
+        d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None] - jnp.where(hit, w[..., None], 0)
+        d_logits = (d_logits * scale).astype(h.dtype)
+        d_hidden = jnp.einsum("bpv,dv->bpd", d_logits, matrix)
+        d_matrix += jnp.einsum("bpd,bpv->dv", h, d_logits, out_sharding=_sharding_of(matrix))
+        return (total, d_matrix), (log_z - picked, d_hidden)
+
+    start = (jnp.float32(0), jnp.zeros_like(matrix))
+    if chunks == 1:
+        (total, d_matrix), (nll, d_hidden) = step(start, (hidden, targets, weights))
+    else:
+        xs = tuple(chunked(x, chunks) for x in (hidden, targets, weights))
+        (total, d_matrix), (nll, d_hidden) = jax.lax.scan(step, start, xs)
+        nll = jnp.moveaxis(nll, 0, 1).reshape(targets.shape)
+        d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+    return (total, nll), (d_hidden, d_matrix)
+
+
+def _backward(
+    scale: float, z_loss: float, chunks: int, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
+    d_hidden, d_matrix = saved
+    slope = cotangents[0].astype(d_hidden.dtype)
+    return d_hidden * slope, d_matrix * slope, None, None, None
+
+
+weighted_cross_entropy.defvjp(_forward, _backward)
+
+
+def target_weights(domains: jax.Array, count: int, domain_mean: bool) -> jax.Array:
+    """Loss weight of every position of a *global* batch; they sum to 1.
+
+    Args:
+      domains: (batch, time) 0 = no loss, else domain number 1..count.
+      count: number of domains.
+      domain_mean: each domain present weighs the same (mean of domain means); else every target weighs the same.
+    """
+    if not domain_mean:
+        has = (domains > 0).astype(jnp.float32)
+        return has / jnp.maximum(jnp.sum(has), 1)
+    members = domains[..., None] == jnp.arange(1, count + 1)
+    sizes = jnp.sum(members, axis=(0, 1)).astype(jnp.float32)
+    present = jnp.maximum(jnp.sum(sizes > 0), 1)
+    return jnp.sum(jnp.where(members, 1.0 / jnp.maximum(sizes * present, 1), 0.0), axis=-1)
+
+
+def domain_means(nll: jax.Array, domains: jax.Array, count: int) -> jax.Array:
+    """(count,) mean nll of each domain's targets; nan where a batch has none."""
+    members = (domains[..., None] == jnp.arange(1, count + 1)).astype(jnp.float32)
+    return jnp.einsum("bp,bpc->c", nll, members) / jnp.sum(members, axis=(0, 1))
