@@ -216,7 +216,8 @@ class OptimConfig:
         _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
         for field in ("warmup", "decay"):
             _require(
-                0 <= getattr(self, field) <= 1, f"optim.{field}={getattr(self, field)} is a fraction of the steps: 0 to 1"
+                0 <= getattr(self, field) <= 1,
+                f"optim.{field}={getattr(self, field)} is a fraction of the steps: 0 to 1",
             )
         for field in ("b1", "b2"):
             _require(0 <= getattr(self, field) < 1, f"optim.{field}={getattr(self, field)} must be in [0, 1)")
@@ -306,15 +307,3 @@ def science(run: RunConfig) -> dict[str, Any]:
 def fingerprint(run: RunConfig) -> str:
     """Twelve hex digits that are equal exactly when two runs are the same experiment."""
     return hashlib.sha256(json.dumps(science(run), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines `path: old -> new` for every leaf in which two nested dicts differ."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines

@@ -81,9 +81,7 @@ def _linear_specs(
 ) -> dict[str, ParamSpec]:
     """A stacked linear map whose first `inputs` dimensions contract; its bias has the others."""
     fan_in = math.prod(shape[:inputs])
-    weight = ParamSpec(
-        (cfg.layers, *shape), ("layers", *axes), "hidden", std=_hidden_std(cfg, fan_in, residual_output)
-    )
+    weight = ParamSpec((cfg.layers, *shape), ("layers", *axes), "hidden", std=_hidden_std(cfg, fan_in, residual_output))
     if not cfg.bias:
         return {"weight": weight}
     # PyTorch's default, which Microsoft's initialiser leaves untouched; muP starts biases at zero.

@@ -9,6 +9,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -64,6 +65,16 @@ def _hidden(params: Any, batch: Batch, run: RunConfig) -> jax.Array:
     )  # fmt: skip
 
 
+def loss_index(domains: np.ndarray, shards: int, capacity: int) -> np.ndarray:
+    """(shards, capacity) positions with a loss in each data shard's flattened rows, ascending, then out of range."""
+    flat = domains.reshape(shards, -1)
+    index = flat.shape[1] + np.broadcast_to(np.arange(capacity, dtype=np.int32), (shards, capacity)).copy()
+    for i in range(shards):
+        found = np.flatnonzero(flat[i])
+        index[i, : found.size] = found
+    return index
+
+
 def _select(hidden: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
     """Hidden states, targets, weights, domains at the positions that carry a loss.
 
@@ -81,32 +92,35 @@ def _select(hidden: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
         flat = (shards, x.shape[0] * x.shape[1] // shards, *x.shape[2:])
         x = jax.lax.reshape(x, flat, out_sharding=P(spec[0], *[None] * (len(flat) - 1)))
         picked.append(
-            jax.vmap(
-                lambda x, i: x.at[i].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
-            )(x, index)
+            jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True))(
+                x, index
+            )
         )
     return tuple(picked)
 
 
-def batch_loss(
-    params: Any, batch: Batch, run: RunConfig, loss: Loss
-) -> tuple[jax.Array, jax.Array]:
+def batch_loss(params: Any, batch: Batch, run: RunConfig, loss: Loss) -> tuple[jax.Array, jax.Array]:
     """Weighted loss of a (micro)batch that carries `weights`, and the weighted nll sum of each domain."""
     model = run.model
     hidden, targets, weights, domains = _select(_hidden(params, batch, run), batch)
     matrix = rules.gatherer(run.strategy)(decoder.output_matrix(params, model)).astype(hidden.dtype)
     chunks = losses.chunk_count(targets.shape[1], model.vocab, targets.shape[0])
     total, nll = losses.weighted_cross_entropy(
-        hidden, matrix, targets, weights, decoder.dummy_mask(model), decoder.logit_scale(model), run.optim.z_loss, chunks
+        hidden,
+        matrix,
+        targets,
+        weights,
+        decoder.dummy_mask(model),
+        decoder.logit_scale(model),
+        run.optim.z_loss,
+        chunks,
     )
     members = domains[..., None] == jnp.arange(1, len(loss.domains) + 1)
     sums = jnp.sum(jnp.where(members, jax.lax.stop_gradient(nll)[..., None], 0.0), axis=(0, 1))
     return total, sums
 
 
-def loss_and_grads(
-    params: Any, batch: Batch, run: RunConfig, loss: Loss
-) -> tuple[jax.Array, jax.Array, Any]:
+def loss_and_grads(params: Any, batch: Batch, run: RunConfig, loss: Loss) -> tuple[jax.Array, jax.Array, Any]:
     """(loss, mean nll of each domain, gradients) of a global batch, over `run.accumulation` microbatches.
 
     Weights are set by the whole batch before it is cut, so that accumulation changes nothing but memory.

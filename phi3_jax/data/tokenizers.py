@@ -1,0 +1,222 @@
+"""Tokenizers behind one small interface: bytes, Hugging Face `tokenizer.json`, tiktoken, sentencepiece.
+
+`load("bytes")` needs no file; `load(path)` looks at the content of a file or folder. Strings such as `<s>` or
+`<|end|>` in ordinary text are ordinary text: no text can produce a control token. Everything works offline.
+"""
+
+from __future__ import annotations
+
+import abc
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from phi3_jax.errors import UserError
+
+# Added tokens that steer a model (`<s>`, `<|end|>`, `[SEP]`), unlike added pieces such as runs of blanks.
+_CONTROL = re.compile(r"<.*>|\[[A-Z0-9_]+\]")
+_EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+
+
+class Tokenizer(abc.ABC):
+    """Text <-> token ids.
+
+    Attributes:
+      kind: "bytes", "huggingface", "tiktoken" or "sentencepiece".
+      vocab_size: ids are 0..vocab_size-1 (a model may pad its embedding table beyond).
+      eos_id: the id that ends a document.
+      fingerprint: sha256 over kind, content and eos_id; manifests carry it.
+    """
+
+    kind: str
+    vocab_size: int
+    eos_id: int
+
+    def _finish(self, vocab_size: int, eos_id: int, content: bytes) -> None:
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        digest = hashlib.sha256(f"{self.kind}\n{eos_id}\n".encode())
+        digest.update(content)
+        self.fingerprint = digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without begin or end tokens."""
+        return self.encode_batch([text])[0]
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; lone surrogates are replaced by '?'."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`."""
+
+    def describe(self) -> dict[str, object]:
+        """The manifest's entry."""
+        names = ("kind", "fingerprint", "vocab_size", "eos_id")
+        return {name: getattr(self, name) for name in names}
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes 0..255, then bos 256, eos 257, pad 258."""
+
+    kind = "bytes"
+    bos_id, pad_id = 256, 258
+
+    def __init__(self) -> None:
+        self._finish(259, 257, b"utf-8")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode("utf-8", "replace")) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json`; `tokenizer_config.json` beside it may name the end token."""
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            spec = json.loads(path.read_text("utf-8"))
+            for token in spec.get("added_tokens", ()):
+                token["special"] = bool(token["special"] or _CONTROL.fullmatch(token["content"]))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the Rust parser raises plain Exception
+            raise UserError(f"{path} is not a readable tokenizer.json: {error}") from error
+        self._tokenizer.encode_special_tokens = (
+            True  # True means: special tokens in text are split as ordinary text
+        )
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        names = _EOS_NAMES
+        config = path.with_name("tokenizer_config.json")
+        if config.exists() and (eos := json.loads(config.read_text("utf-8")).get("eos_token")):
+            names = (eos if isinstance(eos, str) else eos["content"],)
+        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if not ids:
+            raise UserError(
+                f"{path} has no end token among {', '.join(names)}; name it as eos_token in {config.name}"
+            )
+        content = json.dumps(spec, sort_keys=True, ensure_ascii=True).encode()
+        self._finish(self._tokenizer.get_vocab_size(with_added_tokens=True), ids[0], content)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch_fast([_clean(t) for t in texts], add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A tiktoken file, beside it `special_tokens.json`: {pattern, special_tokens, n_vocab, eos_token}."""
+
+    kind = "tiktoken"
+
+    def __init__(self, path: Path) -> None:
+        import tiktoken
+
+        beside = path.with_name("special_tokens.json")
+        if not beside.exists():
+            raise UserError(
+                f"{path} needs {beside.name} beside it with pattern, special_tokens, n_vocab and eos_token"
+            )
+        content, extra = path.read_bytes(), beside.read_bytes()
+        try:
+            special = json.loads(extra)
+            lines = (line.split() for line in content.splitlines() if line)
+            ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+            self._encoding = tiktoken.Encoding(
+                path.stem,
+                pat_str=special["pattern"],
+                mergeable_ranks=ranks,
+                special_tokens=special["special_tokens"],
+                explicit_n_vocab=special.get("n_vocab"),
+            )
+            eos = special["special_tokens"][special["eos_token"]]
+        except (ValueError, KeyError, AssertionError) as error:
+            raise UserError(
+                f"{path} with {beside.name} is not a whole tiktoken vocabulary: {error!r}"
+            ) from error
+        content += json.dumps(special, sort_keys=True).encode()
+        self._finish(self._encoding.n_vocab, eos, content)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encoding.encode_ordinary(_clean(text)) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode(list(ids))
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece `.model` file."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        content = path.read_bytes()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            size, eos = self._processor.vocab_size(), self._processor.eos_id()
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{path} is not a readable sentencepiece model: {error}") from error
+        if eos < 0:
+            raise UserError(f"{path} has no end token; train the model with eos_id >= 0")
+        self._finish(size, eos, content)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode([_clean(t) for t in texts], out_type=int)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+
+def load(spec: str | Path) -> Tokenizer:
+    """The tokenizer called "bytes", or the one in a file or folder, told by its content.
+
+    Raises:
+      UserError: nothing there, or nothing that is a tokenizer.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        path = _find(path)
+    if not path.is_file():
+        raise UserError(
+            f"no tokenizer at {path}; give 'bytes', a tokenizer.json, a .tiktoken or a .model file"
+        )
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.lstrip()[:1] == b"{":
+        return HuggingFaceTokenizer(path)
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", head):
+        return TiktokenTokenizer(path)
+    if head[:1] == b"\n":  # field 1 of the ModelProto: the pieces
+        return SentencePieceTokenizer(path)
+    raise UserError(
+        f"{path} is neither a tokenizer.json nor a tiktoken nor a sentencepiece file; 'bytes' needs no file"
+    )
+
+
+def _find(folder: Path) -> Path:
+    for pattern in ("tokenizer.json", "*.tiktoken", "*.model"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise UserError(
+        f"{folder} holds no tokenizer.json, .tiktoken or .model file; name a folder that does, or use 'bytes'"
+    )
+
+
+def _clean(text: str) -> str:
+    """`text` with lone surrogates replaced, which UTF-8 cannot carry."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,178 @@
+"""Windows: the one data format, in memory and as fixed-size records on disk.
+
+A data set is N windows of T tokens. Position t reads `tokens[t]` and must predict `targets[t]` where
+`domains[t] > 0`. `segments` numbers the documents inside a window (0 = padding); attention never crosses them
+and positions restart.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from phi3_jax.errors import UserError
+
+MAX_SEGMENTS = 255  # segments and domains are stored in one byte
+FIELDS = ("tokens", "targets", "segments", "domains")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows of T positions; all four integer arrays are (N, T)."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    segments: np.ndarray
+    domains: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {getattr(self, name).shape for name in FIELDS}
+        if len(shapes) != 1 or len(self.tokens.shape) != 2:
+            raise ValueError(f"windows need four (N, T) arrays of one shape, got {sorted(shapes)}")
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Windows:
+        """Some of the windows: a slice, an index array or a mask over N."""
+        return Windows(*(getattr(self, name)[rows] for name in FIELDS))
+
+    @property
+    def window(self) -> int:
+        """T, tokens a window."""
+        return self.tokens.shape[1]
+
+
+def concatenate(parts: Sequence[Windows]) -> Windows:
+    """All windows of `parts`, in order."""
+    return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+
+
+def positions(segments: np.ndarray) -> np.ndarray:
+    """Position of each token inside its own segment, int32 (..., T); padding counts like a segment."""
+    segments = np.asarray(segments)
+    index = np.arange(segments.shape[-1], dtype=np.int32)
+    starts = np.ones(segments.shape, bool)
+    starts[..., 1:] = segments[..., 1:] != segments[..., :-1]
+    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1).astype(np.int32)
+
+
+def record_dtype(window: int, vocab: int) -> np.dtype:
+    """Layout of one record: ids as uint16 (uint32 above 65,535), segments and domains as uint8, a crc32."""
+    ids = "<u2" if vocab <= 65_535 else "<u4"
+    shape = (window,)
+    return np.dtype(
+        [
+            ("tokens", ids, shape),
+            ("targets", ids, shape),
+            ("segments", "u1", shape),
+            ("domains", "u1", shape),
+            ("crc32", "<u4"),
+        ]
+    )
+
+
+def check_ids(windows: Windows, vocab: int) -> None:
+    """Raise UserError where a token or target id is outside 0..vocab-1, naming the id and its window."""
+    for name in ("tokens", "targets"):
+        ids = getattr(windows, name)
+        bad = (ids < 0) | (ids >= vocab)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise UserError(
+                f"{name[:-1]} id {ids[row, column]} in window {row} is outside the ids 0..{vocab - 1}; "
+                "use the tokenizer that belongs to this data or a larger vocabulary"
+            )
+
+
+def encode(windows: Windows, vocab: int) -> list[bytes]:
+    """One record a window, ready for ArrayRecord.
+
+    Raises:
+      UserError: an id outside the vocabulary, or a segment or domain number above 255.
+    """
+    check_ids(windows, vocab)
+    for name in ("segments", "domains"):
+        values = getattr(windows, name)
+        if values.size and (values.min() < 0 or values.max() > MAX_SEGMENTS):
+            raise UserError(f"{name} reach {values.min()}..{values.max()}, a record holds 0..{MAX_SEGMENTS}; use fewer")
+    dtype = record_dtype(windows.window, vocab)
+    records = np.zeros(len(windows), dtype)
+    for name in FIELDS:
+        records[name] = getattr(windows, name)
+    size, body = dtype.itemsize, dtype.itemsize - 4
+    whole = records.tobytes()
+    payloads = [whole[i : i + body] for i in range(0, len(whole), size)]
+    return [payload + zlib.crc32(payload).to_bytes(4, "little") for payload in payloads]
+
+
+def decode(records: Sequence[bytes], window: int, vocab: int) -> Windows:
+    """Windows of a batch of records, decoded at once (ids int32, segments and domains uint8).
+
+    Raises:
+      UserError: a record of the wrong size, or one whose crc32 does not match; names the record's index in
+        `records` (also as attribute `record` of the error, for callers that know which shard it came from).
+    """
+    dtype = record_dtype(window, vocab)
+    body = dtype.itemsize - 4
+    for index, record in enumerate(records):
+        if len(record) != dtype.itemsize:
+            raise _bad_record(index, f"has {len(record)} bytes, not {dtype.itemsize}")
+        if zlib.crc32(record[:body]) != int.from_bytes(record[body:], "little"):
+            raise _bad_record(index, "fails its checksum")
+    array = np.frombuffer(b"".join(records), dtype)
+    tokens, targets = array["tokens"].astype(np.int32), array["targets"].astype(np.int32)
+    return Windows(tokens, targets, array["segments"], array["domains"])
+
+
+def _bad_record(index: int, problem: str) -> UserError:
+    error = UserError(f"record {index} {problem}; the data is damaged: export it again")
+    error.record = index
+    return error
+
+
+def pack_documents(
+    documents: Iterable[Sequence[int] | np.ndarray],
+    window: int,
+    eos: int,
+    *,
+    bos: int | None = None,
+    domain: int = 1,
+    chunk: int = 1024,
+) -> Iterator[Windows]:
+    """Pack token ids of documents into windows one after the other; yields up to `chunk` windows at a time.
+
+    A document of n tokens becomes n + 1 positions: inputs `bos, x1 .. xn`, targets `x1 .. xn, eos`, all with
+    loss in `domain`; `bos` defaults to `eos` (the separator also starts the next document). So every token
+    and every eos is a target exactly once, whatever the cuts: targets = tokens + documents. A document that
+    does not fit goes on in the next window, as segment 1 with positions from 0 and without the earlier
+    context. No target crosses into another document. Empty documents are skipped. A window takes at most 255
+    segments; it and the last one are zero-padded.
+    """
+    bos = eos if bos is None else bos
+    buffers = np.zeros((4, chunk, window), np.int32)
+    row = column = segment = 0
+    for document in documents:
+        ids = np.asarray(document, np.int32)
+        if not ids.size:
+            continue
+        pairs = np.empty((2, ids.size + 1), np.int32)
+        pairs[0, 0], pairs[0, 1:], pairs[1, :-1], pairs[1, -1] = bos, ids, ids, eos
+        while pairs.shape[1]:
+            if column == window or segment == MAX_SEGMENTS:
+                row, column, segment = row + 1, 0, 0
+            if row == chunk:
+                yield Windows(*buffers)
+                buffers = np.zeros_like(buffers)
+                row = 0
+            segment += 1
+            end = min(window, column + pairs.shape[1])
+            buffers[:2, row, column:end] = pairs[:, : end - column]
+            buffers[2, row, column:end] = segment
+            buffers[3, row, column:end] = domain
+            pairs, column = pairs[:, end - column :], end
+    if column:
+        yield Windows(*buffers[:, : row + 1])

@@ -1,0 +1,303 @@
+"""From a command line to a trained study: read the config, say what it is, train its runs, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from phi3_jax import study as studies
+from phi3_jax.configs import RunConfig
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.planning import memory
+from phi3_jax.training.metrics import ProgressBars
+
+OPTIONS = ("--config", "--workdir", "--resume")
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+@dataclasses.dataclass
+class Command:
+    """The parsed command line."""
+
+    config: ConfigDict
+    experiment: str
+    workdir: Path | None
+    resume: str
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Reads `--config FILE[:WORDS] [--config.a.b=v ...] [--workdir DIR] [--resume auto|never]`."""
+    values, overrides, queue = {}, [], list(arguments)
+    while queue:
+        key, equals, value = queue.pop(0).partition("=")
+        if not (key in OPTIONS or key.startswith("--config.")):
+            raise UserError(f"unknown option {key!r}{nearest(key, OPTIONS)}")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"option {key} needs a value")
+            value = queue.pop(0)
+        if key in OPTIONS:
+            values[key] = value
+        else:
+            overrides.append((key.removeprefix("--config."), value))
+    if "--config" not in values:
+        raise UserError("--config is missing; for example --config experiments/scaling.py")
+    if values.get("--resume", "auto") not in ("auto", "never"):
+        raise UserError(f"--resume {values['--resume']!r}; valid: auto, never")
+    config = load_config(values["--config"])
+    for path, value in overrides:
+        override(config, path, value)
+    workdir = Path(values["--workdir"]) if "--workdir" in values else None
+    return Command(config, values["--config"], workdir, values.get("--resume", "auto"))
+
+
+def load_config(text: str) -> ConfigDict:
+    """The ConfigDict of `FILE[:WORDS]`: the file's `get_config(WORDS)`."""
+    file, _, words = text.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"no experiment file {file!r}; run from the repository's root, e.g. experiments/scaling.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} has no get_config(argument)")
+    return module.get_config(words)
+
+
+def override(config: ConfigDict, path: str, text: str) -> None:
+    """Sets one field from text, in the field's own type."""
+    *parents, last = path.split(".")
+    node = config
+    for i, part in enumerate(parents):
+        if part not in node or not isinstance(node[part], ConfigDict):
+            known = [k for k in node if isinstance(node[k], ConfigDict)]
+            raise UserError(f"unknown section config.{'.'.join(parents[: i + 1])}{nearest(part, known)}")
+        node = node[part]
+    if last not in node or isinstance(node[last], ConfigDict):
+        raise UserError(f"unknown field config.{path}{nearest(last, [k for k in node])}")
+    kind = node.get_type(last)
+    try:
+        if kind is bool:
+            value: Any = {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        elif kind is int:
+            value = int(text) if text.lstrip("-").isdigit() else studies.parse_count(text)
+        elif kind is tuple:
+            sample, pieces = node[last], [p for p in text.strip("()").split(",") if p]
+            numeric = studies.parse_count if last == "budgets" else type(sample[0]) if sample else str
+            value = tuple(numeric(p.strip()) for p in pieces)
+        else:
+            value = kind(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"config.{path}={text!r} is not of type {kind.__name__}") from error
+    node[last] = value
+
+
+# ------------------------------------------------------------------------------------------------ the study
+
+
+def study_name(config: ConfigDict, scale: str) -> str:
+    """Folder name: what was asked for, in words that are safe in a path."""
+    if config.name:
+        return config.name
+    parts = ["sweep" if len(config.sizes) > 1 else config.sizes[0], scale]
+    if scale != "full":
+        parts.append(config.ladder)
+    source = config.data.source
+    if source not in ("", "facts"):
+        parts.append("".join(c if c.isalnum() else "-" for c in Path(source).name).strip("-"))
+    if config.tokens != "matched":
+        parts.append(f"tokens-{config.tokens}")
+    return "-".join(parts)
+
+
+def main(arguments: Sequence[str], usage: str = "") -> int:
+    """Runs the command; prints errors as one line. Exit status 0, or 2 for an error of the user's."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    try:
+        return launch(parse(arguments), shlex.join(["python", "launch/run.py", *arguments]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def launch(command: Command, line: str) -> int:
+    """Trains everything a command asks for and writes the report."""
+    config = command.config
+    full = studies.full_runs(config)
+    lines = [run.line for run in full]
+    print("The full run:" if full else "No released model is asked for.", *(f"  {x}" for x in lines), sep="\n")
+    device = memory.device_bytes()
+    scale, why = studies.choose_scale(config, full, device)
+    print(why, flush=True)
+    folder = command.workdir or Path("runs") / study_name(config, scale)
+    _make(folder)
+    largest = max(max(studies.budgets_of(config, scale, size)) for size in config.sizes)
+    manifest = studies.export_data(studies.data_arguments(config, scale, largest), folder / "data")
+    runs = studies.plan_runs(config, scale, manifest, folder / "data", device[1])
+    _refuse_others(runs, folder)
+    described = {
+        "name": folder.name,
+        "command": line,
+        "title": f"{'Phi-3' if scale == 'full' else f'{scale} proxies of Phi-3'}: {', '.join(config.sizes)}",
+        "full": [*lines, why],
+        "design": {"scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict()},
+        "runs": [dataclasses.asdict(run) for run in runs],
+    }
+    _write(folder / "study.json", json.dumps(described, indent=1, default=list) + "\n")
+    total = sum((r.steps - r.start_step) * r.tokens_per_step for r in runs)
+    print(f"{len(runs)} runs, {total:,} tokens, in {folder}", flush=True)
+    if device[0] == "CPU":
+        errors, stopped = _train_side_by_side(runs, folder, command.resume)
+    else:
+        errors, stopped = _train_in_turn(runs, folder, command.resume)
+    if not stopped or any((folder / run.name / "evals.jsonl").exists() for run in runs):
+        from phi3_jax.reporting.page import write_report
+
+        print(f"report: {write_report(folder)}")
+    if stopped:
+        print("stopped; the same command goes on from here")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --workdir") from error
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
+    """Refuses run folders of other experiments before anything is written."""
+    from phi3_jax.training.train import refuse_other
+
+    for run in runs:
+        refuse_other(run, folder / run.name)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
+    """One run after the other on all attached devices."""
+    from phi3_jax.training.train import train_run
+
+    bars, rows = ProgressBars(), {}
+    for group in studies.groups(runs):
+        for run in group:
+
+            def show(row: dict[str, Any], name: str = run.name) -> None:
+                rows[name] = row
+                bars.show(rows)
+
+            result = train_run(run, folder, resume=resume, progress=show)
+            if result.status != "done":
+                return [], True
+    return [], False
+
+
+class _Worker:
+    """One process that trains a group of runs on one core (or on all, when it is alone)."""
+
+    def __init__(self, group: Sequence[RunConfig], folder: Path, resume: str, cores: set[int]) -> None:
+        self.names, self.cores = [run.name for run in group], cores
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PHI3_JAX_STARTED": str(time.time()),
+            "PHI3_JAX_RESUME": resume,
+        }
+        self.log = (folder / f"{self.names[0]}.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "phi3_jax.training.train", str(folder), *self.names],
+            stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores) if hasattr(os, "sched_setaffinity") else None,
+        )  # fmt: skip
+        self.messages: list[dict[str, Any]] = []
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.messages.append(json.loads(line))
+
+    def finish(self) -> list[str]:
+        """Errors of an ended process."""
+        self.thread.join()
+        self.log.close()
+        errors = [f"{m['run']}: {m['error']}" for m in self.messages if "error" in m]
+        if self.process.returncode and not errors:
+            errors = [
+                f"{self.names[0]}: the training process ended with status {self.process.returncode}; see {self.log.name}"
+            ]
+        if not errors:
+            Path(self.log.name).unlink(missing_ok=True)
+        return errors
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
+    """One pinned process a core, costliest group first: on CPU this beats one process with all threads."""
+    queue, free = studies.groups(runs), [{core} for core in _cores()]
+    if len(queue) == 1:
+        free = [set(_cores())]
+    workers: list[_Worker] = []
+    errors: list[str] = []
+    stop = threading.Event()
+    handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    bars, rows = ProgressBars(), {}
+    try:
+        while queue or workers:
+            if stop.is_set():
+                queue.clear()
+                for worker in workers:
+                    worker.process.terminate()
+            while queue and free:
+                workers.append(_Worker(queue.pop(0), folder, resume, free.pop()))
+            for worker in list(workers):
+                for message in worker.messages:
+                    if "steps" in message:
+                        rows[message["run"]] = message
+                ended = worker.process.poll() is not None
+                if ended:
+                    errors += worker.finish()
+                    workers.remove(worker)
+                    free.append(worker.cores)
+                worker.messages = [m for m in worker.messages if "error" in m]
+            bars.show(rows)
+            stop.wait(0.3) if not stop.is_set() else time.sleep(0.3)
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+    return errors, stop.is_set()

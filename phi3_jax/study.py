@@ -1,0 +1,375 @@
+"""A study as a table of runs: from the words of a command to resolved `RunConfig`s and the folders they live in.
+
+`training/train.py` executes what this file plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phi3_jax import family
+from phi3_jax.configs import DataConfig, ModelConfig, OptimConfig, RunConfig
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.models.spec import count_params
+from phi3_jax.planning import memory
+from phi3_jax.planning.memory import human, short_count
+from phi3_jax.scaling.flops import train_flops_per_token
+from phi3_jax.training.optimizer import decay_start
+
+# Budgets from here on are those of the released models; a proxy trains the same share of its reference budget.
+FULL_BUDGET = 10_000_000_000
+DATA_CHOICES = (
+    "facts (controlled corpora), pydocs (the Python documentation), a folder or file of .txt/.jsonl[.gz|.zst], "
+    "tfds:<name>, mixture:phi3_phase1, mixture:phi3_phase2"
+)
+# Recipes; sources in experiments/scaling.py.
+PROXY_OPTIM = OptimConfig()
+FULL_OPTIM = OptimConfig(
+    peak_lr=1.5e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, warmup=0.02, decay=0.2, spike_factor=10.0
+)
+FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch holds 11 of facts and 33 of reasoning
+TEXT_BATCH_TOKENS = 2048
+FULL_BATCH_TOKENS = 4 * 2**20
+K_FACTS = {"pico": 1, "nano": 4, "micro": 32}  # facts grow with the parameters
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def parse_count(text: str, what: str = "a number of tokens") -> int:
+    """`4M`, `3.3T`, `250k` or `1000000` as an integer."""
+    powers = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+    scale = powers.get(text[-1:], 1)
+    try:
+        value = float(text[:-1] if text[-1:] in powers else text) * scale
+    except ValueError:
+        value = -1
+    if not (math.isfinite(value) and value >= 1):
+        raise UserError(f"{text!r} is not {what}; write for example 500k, 4M, 3.3T or 1000000")
+    return round(value)
+
+
+def parse_arguments(argument: str, targets: Sequence[str], words: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Splits `medium,tokens=4.8T,budgets=1M,2M` into a target and typed words.
+
+    A comma separates words; after a word whose value is a list it also continues the list.
+
+    Raises:
+      UserError: unknown target, word or value, naming the nearest valid ones.
+    """
+    target, values, last = targets[0], {}, None
+    for i, piece in enumerate(p.strip() for p in argument.split(",")) if argument else ():
+        key, equals, value = piece.partition("=")
+        if not equals:
+            if last and words.get(last) is list:
+                values[last].append(parse_count(piece))
+            elif i == 0:
+                if piece not in targets:
+                    raise UserError(f"unknown model {piece!r}{nearest(piece, targets)}")
+                target = piece
+            else:
+                raise UserError(f"unknown word {piece!r}{nearest(piece, [f'{w}=' for w in words])}")
+            continue
+        if key not in words:
+            raise UserError(f"unknown word {key!r}{nearest(key, words)}")
+        last, kind = key, words[key]
+        if kind is list:
+            values[key] = [parse_count(value)]
+        elif kind is int:
+            if not value.isdigit():
+                raise UserError(f"{key}={value!r} must be a whole number, 0 or more")
+            values[key] = int(value)
+        elif kind is str:
+            if not value:
+                raise UserError(f"{key}= needs a value")
+            values[key] = value
+        elif value not in kind:
+            raise UserError(f"unknown {key} {value!r}{nearest(value, kind)}")
+        else:
+            values[key] = value
+    return target, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+# ------------------------------------------------------------------------------------------------ full runs
+
+
+@dataclasses.dataclass(frozen=True)
+class FullRun:
+    """What training one released member would take."""
+
+    model: ModelConfig
+    params: int
+    tokens: float
+    flops: float
+    state_bytes: float
+    needed_bytes: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f"phi-3-{self.model.member}: {self.params:,} parameters, {short_count(self.tokens)} tokens, "
+            f"{self.flops:.3g} FLOPs (causal matrix products at {self.model.context:,} tokens), "
+            f"{human(self.state_bytes)} of training state (fp32 weights and two Adam moments; "
+            f"{human(self.needed_bytes)} with gradients and activations)"
+        )
+
+
+def token_budget(words: str, member: str) -> float:
+    """Tokens of the full run of a member: matched 4.8T, the published number, or a given one."""
+    if words == "matched":
+        return family.MATCHED_TOKENS
+    if words == "published":
+        return family.PUBLISHED_TOKENS[member]
+    return parse_count(words, "a token budget (matched, published or a number)")
+
+
+def full_runs(config: Any) -> list[FullRun]:
+    """The released members a study is about, and what each full run needs."""
+    runs = []
+    for size in config.sizes:
+        if size not in family.MEMBERS:
+            continue
+        model = family.published(size, config.context or None)
+        params = count_params(model)
+        tokens = token_budget(config.tokens, size)
+        tokens = tokens if tokens >= FULL_BUDGET or config.scale == "full" else family.MATCHED_TOKENS
+        need = memory.predict(model, params, 1, model.context, remat="full", bytes_per_value=2, on_cpu=False)
+        flops = tokens * train_flops_per_token(model, model.context)
+        runs.append(FullRun(model, params, tokens, flops, need.state, need.total))
+    return runs
+
+
+def choose_scale(config: Any, full: Sequence[FullRun], device: tuple[str, int, float]) -> tuple[str, str]:
+    """(scale, one line saying why).
+
+    Raises:
+      UserError: scale=full without the memory, naming bytes needed, bytes there and a mesh that would hold it; a
+        full run without data.
+    """
+    kind, count, there = device
+    have = f"{count} x {kind} with {human(there)}"
+    needed = max((run.needed_bytes for run in full), default=0.0)
+    biggest = max(full, key=lambda run: run.needed_bytes).model.name if full else ""
+    fits = bool(full) and needed <= there
+    if config.scale in family.SCALES:
+        return config.scale, f"attached: {have}; scale={config.scale} asked for"
+    if fits or config.scale == "full":
+        if not full:
+            raise UserError(f"sizes={','.join(config.sizes)} have no released model; use scale=pico, nano or micro")
+        if not fits:
+            raise UserError(
+                f"scale=full: {biggest} needs {human(needed)}, there are {human(there)} ({count} x {kind}); "
+                f"a mesh that would hold it: {memory.mesh_that_holds(needed)}; or use scale=pico"
+            )
+        if not config.data.source:
+            raise UserError(f"a full-size run needs data=; choices: {DATA_CHOICES}")
+        return "full", f"attached: {have}; it holds {biggest}: training the full model"
+    return "pico", (
+        f"attached: {have}, too little for {biggest} ({human(needed)}): training its shape-preserving "
+        "proxy at pico scale instead, labelled so everywhere"
+        if full
+        else f"attached: {have}; training at pico scale"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
+    """Arguments of `data.export` for the study's data."""
+    data = config.data
+    source = data.source or "facts"
+    if source == "facts":
+        unit = K_FACTS.get(scale, 32)
+        universe = data.universe or 9000 * unit
+        facts = data.facts or universe // 2
+        # 65,536 names fit the pool of 256 ids; larger ladders draw names from 1,024.
+        pool = 256 if universe <= 256**2 else 1024
+        return dict(
+            data="facts", facts=facts, universe=universe, frequency=data.frequency, value_bits=data.value_bits,
+            pool=pool, seed=data.seed, tokens=largest,
+        )  # fmt: skip
+    window = data.window or (256 if scale in ("pico", "nano") else 1024 if scale == "micro" else 4096)
+    return dict(data=source, tokenizer=data.tokenizer, window=window, text_field=data.text_field)
+
+
+def export_data(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes (or finds) the dataset in a process of its own, so that TensorFlow never enters this one."""
+    command = [sys.executable, "-m", "phi3_jax.data.export", "--out", str(folder)]
+    for key, value in arguments.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
+    for line in errors:
+        if line.startswith("warning: "):
+            print(line, file=sys.stderr)
+    if done.returncode:
+        known = [line.removeprefix("error: ") for line in errors if line.startswith("error: ")]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(known[-1] if known else f"exporting the data failed: {last}")
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def budgets_of(config: Any, scale: str, size: str) -> list[int]:
+    """Token budgets of one size, smallest first."""
+    if config.budgets:
+        return sorted(set(config.budgets))
+    member = size if size in family.MEMBERS else "medium"
+    tokens = token_budget(config.tokens, member)
+    if scale != "full" and tokens >= FULL_BUDGET:
+        tokens = family.REFERENCE_TOKENS[scale] * tokens / family.MATCHED_TOKENS
+    return sorted({max(1, round(tokens * share)) for share in config.budget_shares})
+
+
+def _optim(config: Any, full: bool) -> OptimConfig:
+    given = {k: v for k, v in config.optim.to_dict().items() if v is not None}
+    return dataclasses.replace(FULL_OPTIM if full else PROXY_OPTIM, **given)
+
+
+def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices: int) -> int:
+    window, train = manifest["window"], config.train
+    if train.batch_tokens:
+        windows = train.batch_tokens // window
+    elif scale == "full":
+        windows = FULL_BATCH_TOKENS // window
+    elif manifest["kind"] == "facts":
+        windows = FACTS_BATCH
+    else:
+        windows = max(1, TEXT_BATCH_TOKENS // window)
+    unit = devices * train.accumulation
+    return max(unit, -(-windows // unit) * unit)
+
+
+def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path, devices: int) -> list[RunConfig]:
+    """All runs of a study, trunks before their forks.
+
+    With WSD, the largest budget is the trunk, and every smaller one a fork that leaves it where its own decay starts.
+    With cosine every budget is a run of its own.
+    """
+    full, train = scale == "full", config.train
+    batch = _batch_windows(config, scale, manifest, devices)
+    per_step = batch * manifest["window"]
+    data = DataConfig(
+        config.data.source or "facts", str(folder), manifest["fingerprint"], manifest["window"], manifest["vocab"]
+    )
+    optim, runs = _optim(config, full), []
+    for seed in range(config.seed, config.seed + config.seeds):
+        for size in config.sizes:
+            if full:
+                model = family.published(size, config.context or None)
+            else:
+                model = family.proxy(size, scale, config.ladder, vocab=manifest["vocab"], context=4096)
+            check_data(model, manifest)
+            steps = [max(1, b // per_step) for b in budgets_of(config, scale, size)]
+            stem = f"{model.member}-{model.scale}-{model.ladder}-s{seed}"
+            shared = dict(
+                model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,
+                dtype=train.dtype or ("bfloat16" if full else "float32"), remat=train.remat or ("full" if full else "none"),
+                strategy=train.strategy if train.strategy != "auto" else ("fsdp" if full else "dp"), unroll=not full,
+                log_every=train.log_every, eval_points=train.eval_points, keep_latest=train.keep_latest,
+                keep_every=train.keep_every, tensorboard=train.tensorboard,
+                profile=(train.profile_start, train.profile_start + train.profile_steps) if train.profile_steps else None,
+            )  # fmt: skip
+            runs += _budget_runs(stem, steps, per_step, shared, train.checkpoint_every)
+    return runs
+
+
+def _budget_runs(
+    stem: str, steps: Sequence[int], per_step: int, shared: dict[str, Any], every: int | None
+) -> list[RunConfig]:
+    """The trunk (largest budget) and its forks, or one run a budget under cosine."""
+    name = lambda s: f"{stem}-{short_count(s * per_step)}"  # noqa: E731
+    largest, optim = max(steps), shared["optim"]
+    wsd = optim.schedule == "wsd"
+    forks = {s: decay_start(s, optim.decay) for s in sorted(set(steps)) if s != largest} if wsd else {}
+    forks = {s: start for s, start in forks.items() if start > 0}
+    runs = []
+    for s in sorted(set(steps), reverse=True):
+        start = forks.get(s, 0)
+        runs.append(
+            RunConfig(
+                name=name(s),
+                steps=s,
+                trunk_steps=largest if wsd else s,
+                start_step=start,
+                parent=name(largest) if start else None,
+                keep_steps=tuple(forks.values()) if s == largest else (),
+                checkpoint_every=every or max(1, -(-s // 10)),
+                **shared,
+            )  # fmt: skip
+        )
+    return runs
+
+
+def check_data(model: ModelConfig, manifest: Mapping[str, Any]) -> None:
+    """A dataset's ids must fit the model's vocabulary and its windows the model's context."""
+    if manifest["vocab"] > model.vocab:
+        raise UserError(
+            f"the data's vocabulary of {manifest['vocab']:,} ids exceeds {model.name}'s {model.vocab:,}; export it "
+            "with that model's tokenizer"
+        )
+    if manifest["window"] > model.context:
+        raise UserError(
+            f"windows of {manifest['window']:,} tokens exceed {model.name}'s context of {model.context:,}; "
+            "set data.window lower"
+        )
+
+
+def plan_of(run: RunConfig, on_cpu: bool) -> dict[str, Any]:
+    """What a run is predicted to need: parameters, FLOPs, memory by category."""
+    params, window = count_params(run.model), run.data.window
+    rows = run.batch_windows // run.accumulation
+    size = 2 if run.dtype == "bfloat16" else 4
+    need = memory.predict(run.model, params, rows, window, remat=run.remat, bytes_per_value=size, on_cpu=on_cpu)
+    per_token = train_flops_per_token(run.model, window)
+    return {
+        "parameters": params,
+        "non_embedding": run.model.matrix_params,
+        "published_parameters": family.published_params(run.model.member),
+        "tokens": run.budget,
+        "flops_per_token": per_token,
+        "flops": per_token * run.budget,
+        "memory_bytes": need.total,
+        "memory": dataclasses.asdict(need),
+    }
+
+
+def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Runs that must follow one another (a trunk and its forks), the costliest group first."""
+    by_root: dict[str, list[RunConfig]] = {}
+    for run in runs:
+        by_root.setdefault(run.parent or run.name, []).append(run)
+
+    def cost(group: list[RunConfig]) -> float:
+        return sum((r.steps - r.start_step) * r.tokens_per_step * (r.model.matrix_params + 1e5) for r in group)
+
+    return sorted(by_root.values(), key=cost, reverse=True)
+
+
+def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `dataclasses.asdict` after JSON."""
+    from phi3_jax import configs
+
+    model = dict(tree["model"])
+    for key, kind in (("longrope", configs.LongRope), ("blocksparse", configs.BlockSparse), ("mup", configs.Mup)):
+        if model[key] is not None:
+            model[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in model[key].items()})
+    model["dummy_tokens"] = tuple(tuple(pair) for pair in model["dummy_tokens"])
+    fields = dict(tree) | {
+        "model": ModelConfig(**model),
+        "optim": OptimConfig(**tree["optim"]),
+        "data": DataConfig(**tree["data"]),
+        "keep_steps": tuple(tree["keep_steps"]),
+        "profile": tuple(tree["profile"]) if tree["profile"] else None,
+    }
+    return RunConfig(**fields)

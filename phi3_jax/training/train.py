@@ -1,0 +1,269 @@
+"""Trains one planned run: data, model, step, evaluation and folder put together.
+
+As a program (`python -m phi3_jax.training.train STUDY RUN...`) it trains the named runs of a study one after the other
+and prints one JSON object a line: {"run", ...progress}, {"run", "status"}, or {"error"}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from phi3_jax.configs import RunConfig, fingerprint, science
+from phi3_jax.data import loader
+from phi3_jax.errors import UserError
+from phi3_jax.evaluation import probes
+from phi3_jax.scaling.flops import train_flops_per_token
+from phi3_jax.sharding import rules
+from phi3_jax.sharding.mesh import make_mesh
+from phi3_jax.study import run_from_dict
+from phi3_jax.training import checkpoint, step
+from phi3_jax.training.loop import LoopConfig, Result, config_diff, fit
+from phi3_jax.training.optimizer import learning_rate
+
+# Peak dense bfloat16 FLOP/s a chip (makers' data sheets), for MFU; a CPU has no agreed peak.
+PEAK_FLOPS = {
+    "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}  # fmt: skip
+EVAL_TOKENS = 16384  # a batch of evaluation
+
+
+@functools.lru_cache(maxsize=2)
+def _steps(key: tuple[Any, ...], run_json: str, loss: step.Loss) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compiled steps, shared by the runs of a process that differ in length only."""
+    del key
+    return step.compile_steps(run_from_dict(json.loads(run_json)), loss)
+
+
+def _compiled(run: RunConfig, loss: step.Loss) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    same = dataclasses.replace(run, name="", steps=1, trunk_steps=0, start_step=0, parent=None, keep_steps=())
+    same = dataclasses.replace(same, eval_points=0, checkpoint_every=0, seed=0)
+    return _steps((), json.dumps(dataclasses.asdict(same)), loss)
+
+
+def _put(batch: dict[str, np.ndarray], run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    return jax.device_put(batch, rules.batch_sharding(run.strategy, mesh))
+
+
+def _batches(
+    ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, loss: step.Loss
+) -> Callable[[int], dict[str, jax.Array]]:
+    """Batch of a step, on the devices."""
+    source = loader.train_batches(ds, run.batch_windows, run.seed, steps=run.steps)
+
+    def get(number: int) -> dict[str, jax.Array]:
+        batch = source[number]
+        if loss.capacity:
+            batch = batch | {"loss_index": step.loss_index(batch["domains"], mesh.shape["data"], loss.capacity)}
+        return _put(batch, run, mesh)
+
+    return get
+
+
+def loss_of(ds: loader.Dataset, run: RunConfig, shards: int) -> step.Loss:
+    """The batch's loss; logits only where a loss is, when at most 3/4 of the positions carry one."""
+    positions = run.batch_windows * run.data.window // shards
+    capacity = loader.max_targets(ds, run.batch_windows, shards)
+    gathers = run.accumulation == 1 and capacity <= 0.75 * positions
+    manifest = ds.manifest
+    return step.Loss(tuple(manifest["domains"]), manifest["loss"] == "domain_mean", capacity if gathers else None)
+
+
+def evaluate(
+    ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, eval_fn: Callable[..., Any], params: Any
+) -> list[dict[str, Any]]:
+    """Rows of every evaluation set of a dataset, batched through the training forward."""
+    rows = []
+    shards = mesh.shape["data"]
+    per_batch = max(shards, EVAL_TOKENS // run.data.window // shards * shards)
+    for entry in ds.manifest["evals"]:
+        nll, hit, batches = [], [], []
+        for batch, valid in loader.eval_batches(ds, entry["name"], per_batch):
+            out = eval_fn(params, _put(batch, run, mesh))
+            nll.append(np.asarray(out["nll"])[:valid])
+            hit.append(np.asarray(out["hit"])[:valid])
+            batches.append({k: v[:valid] for k, v in batch.items()})
+        joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+        rows += probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
+    return rows
+
+
+def _initial(run: RunConfig, mesh: jax.sharding.Mesh, study: Path) -> step.TrainState:
+    """Fresh state, or for a fork the trunk's state at the fork point."""
+    state = step.init_state(run, mesh)
+    if run.parent is None:
+        return state
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    found = checkpoint.restore(study / run.parent / "checkpoints", abstract, at_most=run.start_step)
+    if found is None or found.step != run.start_step:
+        raise UserError(
+            f"{run.name} forks from step {run.start_step} of {run.parent}, whose checkpoint is missing; remove "
+            f"{study / run.parent} to train it again"
+        )
+    return found.state
+
+
+def _eval_steps(run: RunConfig) -> tuple[int, ...]:
+    length = run.steps - run.start_step
+    points = max(1, run.eval_points)
+    return tuple(sorted({run.start_step + round(length * (i + 1) / points) for i in range(points)}))
+
+
+def refuse_other(run: RunConfig, folder: Path) -> None:
+    """Raises UserError, with what changed, when a run folder belongs to another experiment."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    old = json.loads(path.read_text())
+    if old["fingerprint"] == fingerprint(run):
+        return
+    changes = config_diff(old["identity"], science(run))
+    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
+    raise UserError(
+        f"{folder} holds another run; changed: {'; '.join(changes[:8])}{more}; choose another --workdir or "
+        "--config.name, or put the config back"
+    )
+
+
+def _describe(run: RunConfig, folder: Path, on_cpu: bool) -> None:
+    """Writes config.json and plan.json."""
+    from phi3_jax.study import plan_of
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = plan_of(run, on_cpu)
+    tree = dataclasses.asdict(run)
+    tree["budget"] = run.budget
+    shared = {"non_embedding": plan["non_embedding"], "published_parameters": plan["published_parameters"]}
+    tree["model"] |= shared
+    record = {
+        "fingerprint": fingerprint(run), "name": run.name, "label": run.model.label, "config": tree,
+        "identity": science(run),
+        "packages": _packages(), "git_commit": _git_commit(), "device": jax.devices()[0].device_kind,
+    }  # fmt: skip
+    for name, content in (("config.json", record), ("plan.json", plan)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _packages() -> dict[str, str]:
+    from importlib import metadata
+
+    names = ("phi3_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+def _git_commit() -> str | None:
+    import subprocess
+
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def train_run(
+    run: RunConfig,
+    study: Path,
+    *,
+    resume: str = "auto",
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    started: float | None = None,
+) -> Result:
+    """Trains (or continues, or finds finished) one run of a study in `study/<run.name>`.
+
+    Raises:
+      UserError: see `loop.fit`, `loader.open_dataset`, and a fork whose trunk is not there.
+    """
+    started = started or time.time()
+    folder = study / run.name
+    refuse_other(run, folder)
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        _describe(run, folder, jax.devices()[0].platform == "cpu")
+        ds = loader.open_dataset(run.data.folder)
+        loss = loss_of(ds, run, mesh.shape["data"])
+        train_step, eval_step = _compiled(run, loss)
+        per_token = train_flops_per_token(run.model, run.data.window)
+        kind = jax.devices()[0].device_kind
+        peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
+        loop = LoopConfig(
+            steps=run.steps, tokens_per_step=run.tokens_per_step, flops_per_step=per_token * run.tokens_per_step,
+            peak_flops=peak * mesh.size if peak else None, start=run.start_step, log_every=run.log_every,
+            eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
+            keep_every=run.keep_every or None, keep_steps=run.keep_steps, profile=run.profile, tensorboard=run.tensorboard,
+        )  # fmt: skip
+        result = fit(
+            state=_initial(run, mesh, study),
+            step_fn=train_step,
+            lr_fn=lambda number: learning_rate(run, number),
+            batch_fn=_batches(ds, run, mesh, loss),
+            loop=loop,
+            folder=folder,
+            identity={"fingerprint": fingerprint(run), "config": science(run)},
+            eval_fn=lambda state, _: [
+                {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
+            ],
+            resume=resume,
+            progress=progress,
+            started=started,
+        )
+    _write_status(folder, result, time.time() - started)
+    return result
+
+
+def _write_status(folder: Path, result: Result, seconds: float) -> None:
+    """status.json: how the run ended and what it took; times of several starts add up."""
+    path = folder / "status.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if old.get("status") == "done":
+        return
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = {
+        "status": result.status,
+        "step": result.step,
+        "seconds": round(seconds + old.get("seconds", 0), 2),
+        "compile_s": result.compile_s if result.compile_s is not None else old.get("compile_s"),
+        "first_step_s": result.first_step_s if result.first_step_s is not None else old.get("first_step_s"),
+        "peak_bytes": max(peak, old.get("peak_bytes", 0)),
+    }
+    path.write_text(json.dumps(status, indent=1) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Worker process of a sweep; exit status 2 for a user's error, 0 also after SIGTERM."""
+    study, names = Path(arguments[0]), arguments[1:]
+    table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
+    started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))
+
+    def say(**row: Any) -> None:
+        print(json.dumps(row, default=float), flush=True)
+
+    for name in names:
+        try:
+            run = run_from_dict(table[name])
+            result = train_run(
+                run, study, resume=os.environ.get("PHI3_JAX_RESUME", "auto"), started=started,
+                progress=functools.partial(lambda row, name: say(run=name, **row), name=name),
+            )  # fmt: skip
+        except UserError as error:
+            say(run=name, error=str(error))
+            return 2
+        say(run=name, status=result.status, skipped_checkpoints=list(result.skipped_checkpoints))
+        if result.status != "done":
+            return 0
+        started = time.time()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
