@@ -233,12 +233,12 @@ class _Worker:
             "JAX_PLATFORMS": "cpu",
             "PHI3_JAX_STARTED": str(time.time()),
             "PHI3_JAX_RESUME": resume,
+            "PHI3_JAX_CORES": ",".join(map(str, sorted(cores))),
         }
         self.log = (folder / f"{self.names[0]}.log").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "phi3_jax.training.train", str(folder), *self.names],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores) if hasattr(os, "sched_setaffinity") else None,
         )  # fmt: skip
         self.messages: list[dict[str, Any]] = []
         self.thread = threading.Thread(target=self._read, daemon=True)

@@ -116,7 +116,11 @@ def _forward(
 
 
 def _backward(
-    scale: float, z_loss: float, chunks: int, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+    scale: float,
+    z_loss: float,
+    chunks: int,
+    saved: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array | None, ...]:
     d_hidden, d_matrix = saved
     slope = cotangents[0].astype(d_hidden.dtype)

@@ -244,6 +244,8 @@ def main(arguments: list[str]) -> int:
     study, names = Path(arguments[0]), arguments[1:]
     table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
     started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))
+    if hasattr(os, "sched_setaffinity") and (cores := os.environ.get("PHI3_JAX_CORES")):
+        os.sched_setaffinity(0, map(int, cores.split(",")))  # before jax makes its thread pool
 
     def say(**row: Any) -> None:
         print(json.dumps(row, default=float), flush=True)

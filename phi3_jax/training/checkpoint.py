@@ -1,0 +1,355 @@
+"""Checkpoints: written in the background, checked by content, found again after any crash.
+
+A checkpoint is the folder `<root>/<step>/`: `state/`, which any Orbax can load (a flat dictionary from leaf names
+such as `params.layers.qkv` to arrays), and `checkpoint.json`: step, extra JSON, shapes, and size and CRC-32 of every file.
+It is written as `<step>.partial` and renamed when whole, so a folder with a plain number was complete once, and the
+checksums tell whether it still is. `step` counts finished steps: training goes on with step number `step`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from phi3_jax.errors import UserError
+
+RECORD = "checkpoint.json"
+CHUNK_BYTES = 64 << 20  # one file of a large array; small enough that several are written at a time
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that cannot be used was skipped."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore` found: `skipped` has one line for each newer checkpoint that was not whole."""
+
+    step: int
+    state: Any
+    extra: dict[str, Any]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `latest`, multiples of `every`, and `steps` until they are released."""
+
+    latest: int = 2
+    every: int | None = None
+    steps: frozenset[int] = frozenset()
+
+    def doomed(self, steps: Iterable[int], newest: int) -> list[int]:
+        """The steps to delete. Those above `newest`, the one just saved, are never touched: they were set aside."""
+        past = sorted(step for step in steps if step <= newest)
+        return [
+            step
+            for step in past[: -max(1, self.latest)]
+            if step not in self.steps and not (self.every and step % self.every == 0)
+        ]
+
+
+class Checkpointer:
+    """Writes checkpoints of one run, one at a time, while training goes on.
+
+    Raises `UserError` at once where the folder cannot be written. A save that fails (a full disk) is removed, and the
+    failure is raised as `UserError` by the next `check`, `save` or `wait`; older checkpoints are untouched.
+    """
+
+    def __init__(self, root: str | Path, keep: Keep = Keep()) -> None:
+        self.root, self.keep = Path(root).resolve(), keep
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write checkpoints to {self.root}: {error.strerror}; choose another --workdir"
+            ) from error
+
+    def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+        """Starts saving `state` (a pytree of arrays) and returns as soon as a donation of it can do no harm."""
+        self.wait()
+        partial = self.root / f"{step}.partial"
+        leaves = _named_leaves(state)
+        size = sum(x.nbytes for x in leaves.values())
+        record = {"step": step, "extra": extra, "leaves": {k: _form(x) for k, x in leaves.items()}}
+        try:
+            self._sweep()
+            partial.mkdir()
+            with _orbax_options():
+                response = ocp.save_async(partial / "state", _host_copies(leaves))
+        except Exception as error:
+            _remove(partial)
+            raise self._failure(step, size, error) from error
+        self._pending = self._pool.submit(self._finish, step, size, partial, response, record)
+
+    def check(self) -> None:
+        """Raises the `UserError` of a save that has failed by now; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the save in flight is on the disk and committed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def release(self, *steps: int) -> None:
+        """Lets go of explicitly kept `steps` and deletes those that no other rule keeps."""
+        self.wait()
+        self.keep = Keep(self.keep.latest, self.keep.every, self.keep.steps - set(steps))
+        self._collect()
+
+    def _finish(self, step: int, size: int, partial: Path, response: Any, record: dict[str, Any]) -> None:
+        """In the background: waits for the arrays, adds checksums, commits by rename, deletes what is not kept."""
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                _commit(partial, self.root / str(step), record)
+                self._collect(step)
+        except Exception as error:
+            _remove(partial)
+            raise self._failure(step, size, error) from error
+
+    def _failure(self, step: int, size: int, error: Exception) -> UserError:
+        older = [s for s in list_steps(self.root) if s != step]
+        return UserError(
+            f"saving the checkpoint of step {step} ({_mb(size)}) to {self.root} ({_mb(_free(self.root))} free) failed: "
+            f"{_reason(error)}; {f'step {older[-1]} is intact' if older else 'there is no older one'}, "
+            "free some space and run again to continue"
+        )
+
+    def _collect(self, newest: int | None = None) -> None:
+        steps = list_steps(self.root)
+        for step in self.keep.doomed(steps, newest if newest is not None else max(steps, default=0)):
+            _discard(self.root / str(step))
+
+    def _sweep(self) -> None:
+        if jax.process_index() == 0:
+            for path in (*self.root.glob("*.partial"), *self.root.glob("*.trash")):
+                _remove(path)
+
+
+def list_steps(root: str | Path) -> list[int]:
+    """Steps of the committed checkpoints in `root`, ascending; their content is not looked at."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(int(entry.name) for entry in os.scandir(root) if entry.name.isdigit())
+    return []
+
+
+def newest_whole(root: str | Path, at_most: int | None = None) -> tuple[int | None, tuple[str, ...]]:
+    """The newest checkpoint <= `at_most` whose every byte is as written, and a line for each newer unusable one."""
+    root, skipped = Path(root), []
+    for path in sorted(root.glob("*.partial")) if root.is_dir() else ():
+        skipped.append(f"{path}: half written")
+    for step in reversed(list_steps(root)):
+        if at_most is not None and step > at_most:
+            continue
+        problem = _problem(root / str(step))
+        if problem is None:
+            return step, tuple(skipped)
+        skipped.append(f"{root / str(step)}: {problem}")
+    return None, tuple(skipped)
+
+
+def restore(root: str | Path, abstract: Any, at_most: int | None = None, *, part: bool = False) -> Restored | None:
+    """Loads the newest whole checkpoint <= `at_most`, or returns None where there is none. Writes nothing.
+
+    `abstract`: pytree of arrays or `ShapeDtypeStruct`s; their shardings say where each leaf goes, whatever mesh
+    wrote it. With `part=True` it may name fewer leaves (only `{"params": ...}`) and other dtypes (cast on load).
+    Warns (`CheckpointWarning`) of every checkpoint skipped. Raises `UserError` where the leaves don't fit.
+    """
+    step, skipped = newest_whole(root, at_most)
+    for line in skipped:
+        warnings.warn(f"checkpoint skipped: {line}", CheckpointWarning, stacklevel=2)
+    if step is None:
+        return None
+    path = Path(root).resolve() / str(step)
+    record = json.loads((path / RECORD).read_text())["record"]
+    wanted = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract).items()}
+    _check_leaves(path, wanted, record["leaves"], part)
+    with _orbax_options(part):
+        loaded = ocp.load(path / "state", wanted)
+    state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
+    return Restored(step, state, record["extra"], skipped)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def _host_copies(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Real copies, for Orbax reads the memory of CPU arrays later, when a step may have reused it by donation."""
+
+    def copy(x: Any) -> Any:
+        if not isinstance(x, jax.Array):
+            return np.array(x)
+        if next(iter(x.sharding.device_set)).platform != "cpu":
+            return x  # copied to the host by Orbax before save_async returns
+        return np.array(x) if x.is_fully_addressable else jax.block_until_ready(jnp.copy(x))
+
+    return {name: copy(leaf) for name, leaf in leaves.items()}
+
+
+def _form(x: Any) -> list[Any]:
+    return [list(x.shape), str(x.dtype)]
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _check_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, Any], part: bool) -> None:
+    lost = sorted(set(wanted) - set(saved)) + ([] if part else sorted(set(saved) - set(wanted)))
+    if lost:
+        side = "checkpoint" if lost[0] in wanted else "model"
+        raise UserError(
+            f"{path} does not fit this model: {len(lost)} leaves differ, {lost[0]!r} is not in the {side}"
+        )
+    for name, leaf in wanted.items():
+        (shape, dtype), (want_shape, want_dtype) = saved[name], _form(leaf)
+        if shape != want_shape or (dtype != want_dtype and not part):
+            raise UserError(
+                f"{path} does not fit this model: {name} is {dtype}{shape} there and {want_dtype}{want_shape} here; "
+                "use the config it was trained with"
+            )
+
+
+@contextlib.contextmanager
+def _orbax_options(part: bool = False) -> Iterator[None]:
+    """Plain uncompressed zarr3 chunks: trained weights don't compress, and they are written in parallel."""
+    context = ocp.Context()
+    saving = context.array.saving
+    saving.use_ocdbt = saving.use_compression = False
+    saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    context.pytree.loading.partial_load = part
+    with context:
+        yield
+
+
+def _commit(partial: Path, final: Path, record: dict[str, Any]) -> None:
+    files = checksums(partial)
+    content = {"record": record, "files": files}
+    content["crc32"] = _crc_of_json(content)
+    with open(partial / RECORD, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        _discard(final)
+    os.rename(partial, final)
+    _sync_folder(final.parent)
+
+
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below `folder` but the record: {relative path: [bytes, crc32]}."""
+    names = sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != RECORD
+    )
+    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: _crc_of_file(folder / name), names), strict=True))
+
+
+def _crc_of_file(path: Path) -> list[int]:
+    buffer, crc, size = bytearray(1 << 20), 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            crc, size = zlib.crc32(memoryview(buffer)[:n], crc), size + n
+    return [size, crc]
+
+
+def _crc_of_json(content: dict[str, Any]) -> int:
+    body = {key: value for key, value in content.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with the bytes of the checkpoint at `path`, or None."""
+    try:
+        content = json.loads((path / RECORD).read_text())
+        if content["crc32"] != _crc_of_json(content):
+            return f"{RECORD} is damaged"
+        found = checksums(path)
+    except FileNotFoundError:
+        return f"{RECORD} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{RECORD} is damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    for name, (size, crc) in content["files"].items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]} of {size} bytes"
+        if found[name][1] != crc:
+            return f"{name} is damaged (checksum differs)"
+    return None
+
+
+def _discard(path: Path) -> None:
+    """Deletes a whole checkpoint; the rename first, so that a crash never leaves half of one under its number."""
+    trash = path.with_name(f"{path.name}.trash")
+    _remove(trash)
+    os.rename(path, trash)
+    _remove(trash)
+
+
+def _remove(path: Path) -> None:
+    for _ in range(20):  # a failed save may have writes in flight
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no space left on device" if "No space left" in text else text[:160]
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(path).free
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+class _Quiet(logging.Filter):
+    """Drops Orbax's warning, on every save, that there is nothing to merge in a layout without OCDBT."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in str(record.msg)
+
+
+logging.getLogger("absl").addFilter(_Quiet())
