@@ -131,7 +131,9 @@ def _family(member: str, scale: str, vocab: int, context: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def proxy(size: str, scale: str = "pico", ladder: str = "clean", *, vocab: int = 320, context: int = 4096) -> ModelConfig:
+def proxy(
+    size: str, scale: str = "pico", ladder: str = "clean", *, vocab: int = 320, context: int = 4096
+) -> ModelConfig:
     """A small stand-in that keeps the family's shape: non-embedding matrices 1 : 1.93 : 3.76.
 
     Args:

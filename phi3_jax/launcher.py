@@ -22,6 +22,7 @@ from phi3_jax import study as studies
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
+from phi3_jax.training.loop import DONE
 from phi3_jax.training.metrics import ProgressBars
 
 OPTIONS = ("--config", "--workdir", "--resume")
@@ -163,7 +164,7 @@ def launch(command: Command, line: str) -> int:
     }
     _write(folder / "study.json", json.dumps(described, indent=1, default=list) + "\n")
     total = sum((r.steps - r.start_step) * r.tokens_per_step for r in runs)
-    print(f"{len(runs)} runs, {total:,} tokens, in {folder}", flush=True)
+    print(f"{len(runs)} run{'s' * (len(runs) > 1)}, {total:,} tokens, in {folder}", flush=True)
     if device[0] == "CPU":
         errors, stopped = _train_side_by_side(runs, folder, command.resume)
     else:
@@ -206,12 +207,16 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ training
 
 
+def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
+    return [run for run in runs if not (folder / run.name / DONE).exists()]
+
+
 def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
     """One run after the other on all attached devices."""
     from phi3_jax.training.train import train_run
 
     bars, rows = ProgressBars(), {}
-    for group in studies.groups(runs):
+    for group in studies.groups(_unfinished(runs, folder)):
         for run in group:
 
             def show(row: dict[str, Any], name: str = run.name) -> None:
@@ -269,7 +274,7 @@ def _cores() -> list[int]:
 
 def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
     """One pinned process a core, costliest group first: on CPU this beats one process with all threads."""
-    queue, free = studies.groups(runs), [{core} for core in _cores()]
+    queue, free = studies.groups(_unfinished(runs, folder)), [{core} for core in _cores()]
     if len(queue) == 1:
         free = [set(_cores())]
     workers: list[_Worker] = []

@@ -270,7 +270,12 @@ def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path
             else:
                 model = family.proxy(size, scale, config.ladder, vocab=manifest["vocab"], context=4096)
             check_data(model, manifest)
-            steps = [max(1, b // per_step) for b in budgets_of(config, scale, size)]
+            budgets = budgets_of(config, scale, size)
+            if budgets[0] < per_step:
+                raise UserError(
+                    f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
+                )
+            steps = [b // per_step for b in budgets]
             stem = f"{model.member}-{model.scale}-{model.ladder}-s{seed}"
             shared = dict(
                 model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,

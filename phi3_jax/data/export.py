@@ -1,11 +1,12 @@
 """Write a data set once, so that training only reads: `python -m phi3_jax.data.export --out DIR --data SPEC`.
 
 SPEC says what is in it:
-  facts                           the controlled corpora: facts to know and fresh reasoning items (closed vocabulary)
-  pydocs                          documentation and docstrings of this Python installation
-  PATH                            a .txt or .jsonl[.gz|.zst] file, or a folder of them
-  tfds:NAME[/CONFIG][:SPLIT]      a TensorFlow data set with a text feature (downloads where TFDS does)
-  mixture:phi3_phase1|phi3_phase2 the report's two phases as declared in phi3_jax.data.tasks; --source ROLE=PATH fills a role
+  facts                       the controlled corpora: facts to know and fresh reasoning items, closed vocabulary
+  pydocs                      documentation and docstrings of this Python installation
+  PATH                        a .txt or .jsonl[.gz|.zst] file, or a folder of them
+  tfds:NAME[/CONFIG][:SPLIT]  a TensorFlow data set with a text feature (downloads where TFDS does)
+  mixture:PHASE               phi3_phase1 or phi3_phase2, the report's phases as declared in phi3_jax.data.tasks;
+                              --source ROLE=PATH fills a role with text of one's own
 
 Text is tokenised in batches, packed into windows with segment ids, and written as ArrayRecord shards plus a manifest
 (phi3_jax.data.manifest) into a hidden folder beside DIR that takes DIR's name only when whole. The same input gives the
@@ -24,6 +25,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ class Part:
 
     name: str
     windows: Iterable[Windows]
-    weight: float = 1.0
+    weight: float = 1
     fresh: bool = False
     bytes: Callable[[], int] | None = None  # asked after the windows
     meter: str | None = None  # of an eval
@@ -75,9 +77,7 @@ class Recipe:
     generator: dict[str, Any]
     sources: list[Part]
     evals: list[Part]
-    inputs: list[Any] = field(
-        default_factory=list
-    )  # identifies the files read, for skipping; not in the fingerprint
+    inputs: list[Any] = field(default_factory=list)  # what was read, to skip by; not in the fingerprint
     warnings: Callable[[], list[str]] = list
 
 
@@ -110,9 +110,7 @@ def export(
     if data == "facts":
         recipe = facts_recipe(**controlled)
     else:
-        options = dict(
-            tokenizer=tokenizers.load(tokenizer), window=window, held_out=held_out, text_field=text_field
-        )
+        options = dict(tokenizer=tokenizers.load(tokenizer), window=window, held_out=held_out, text_field=text_field)
         recipe = text_recipe(data, sources=sources or {}, **options, **controlled)
     if (existing := _existing(out, recipe, overwrite)) is not None:
         return existing
@@ -151,31 +149,23 @@ def facts_recipe(
         raise UserError(f"share={share} and tokens={tokens} need 0 <= share <= 1 and tokens >= 1")
     window = reasoning.Layout().window
     total = -(-tokens // window)
+    ratio = Fraction(share).limit_denominator(1000)
     sources, evals = [], []
-    if share > 0:
-        windows = -(-facts // facts_corpus.PER_WINDOW)  # one epoch, that the loader shuffles anew each time
-        if frequency != "uniform":  # rare facts are not in every epoch
-            windows *= max(1, -(-int(total * share) // windows))
-        parts = _chunks(windows, lambda start, n: facts_corpus.train_windows(people, seed, start, n))
-        sources.append(Part("knowledge", parts, weight=round(share, 6)))
-        if frequency == "uniform" and facts % facts_corpus.PER_WINDOW:
-            sources[-1].windows = [facts_corpus.compact_windows(people, people.order(seed, 0, facts))]
-    if share < 1:
-        count = int(total * (1 - share)) + SPARE_WINDOWS
+    if ratio > 0:
+        # One epoch, which the loader shuffles anew each time; rare facts, though, are not in every epoch.
+        epochs = 1 if frequency == "uniform" else max(1, round(total * facts_corpus.PER_WINDOW * share / facts))
+        windows = facts_corpus.compact_windows(people, people.order(seed, 0, epochs * facts))
+        sources.append(Part("knowledge", [windows], weight=ratio.numerator))
+    if ratio < 1:
+        count = int(total * (1 - ratio)) + SPARE_WINDOWS
         parts = _chunks(count, lambda start, n: reasoning.generate(seed, start, n, pool=pool))
-        sources.append(Part("reasoning", parts, weight=round(1 - share, 6), fresh=True))
+        sources.append(Part("reasoning", parts, weight=ratio.denominator - ratio.numerator, fresh=True))
     known, extra = facts_corpus.eval_windows(people)
     evals.append(Part("knowledge", [known], meter="knowledge", extra=extra))
     items = reasoning.generate(EVAL_SEED, 0, EVAL_ITEMS, stream="eval", pool=pool)
     evals.append(Part("reasoning", [items], meter="reasoning", extra=reasoning.extra()))
-    generator = {"version": VERSION, "data": "facts", "tokens": tokens, "facts": facts, "universe": universe}
-    generator |= {
-        "frequency": frequency,
-        "pool": pool,
-        "value_bits": value_bits,
-        "share": share,
-        "seed": seed,
-    }
+    generator = dict(version=VERSION, data="facts", tokens=tokens, facts=facts, universe=universe)
+    generator |= dict(frequency=frequency, pool=pool, value_bits=value_bits, share=share, seed=seed)
     closed = {"kind": "closed", "fingerprint": manifests.digest(["closed", pool]), "vocab_size": people.vocab}
     domains = ["knowledge", "reasoning"]
     return Recipe("facts", people.vocab, window, domains, "domain_mean", closed, generator, sources, evals)
@@ -307,7 +297,7 @@ class _TextStream:
 
 
 def _inputs(data: str) -> list[Any]:
-    """What tells cheaply whether the input is the one exported before: names, sizes and times, or the Python version."""
+    """What tells cheaply whether the input is that of an earlier export: names, sizes and times of the files."""
     if data == "pydocs":
         return ["pydocs", platform.python_version()]
     path = Path(data)
@@ -336,9 +326,7 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
         manifest |= {"domains": recipe.domains, "loss": recipe.loss, "tokenizer": recipe.tokenizer}
         manifest |= {"generator": recipe.generator, "inputs": recipe.inputs}
         manifest["sources"] = [_write_part(partial, p, p.name, recipe, max(1, size)) for p in recipe.sources]
-        manifest["evals"] = [
-            _write_part(partial, p, f"eval-{p.name}", recipe, max(1, size)) for p in recipe.evals
-        ]
+        manifest["evals"] = [_write_part(partial, p, f"eval-{p.name}", recipe, max(1, size)) for p in recipe.evals]
         manifest["fingerprint"] = manifests.fingerprint(manifest)
         (partial / manifests.NAME).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         _put_in_place(partial, out)
@@ -359,15 +347,11 @@ def _write_part(folder: Path, part: Part, stem: str, recipe: Recipe, shard_windo
         for windows in part.windows:
             per_window = (windows.domains > 0).sum(1)
             if windows.domains.max(initial=0) > len(recipe.domains):
-                raise UserError(
-                    f"source {part.name!r} uses domain {windows.domains.max()} of {recipe.domains}"
-                )
+                raise UserError(f"source {part.name!r} uses domain {windows.domains.max()} of {recipe.domains}")
             counts["windows"] += len(windows)
             counts["tokens"] += int((windows.segments > 0).sum())
             counts["targets"] += int(per_window.sum())
-            counts["max_targets_per_window"] = max(
-                counts["max_targets_per_window"], int(per_window.max(initial=0))
-            )
+            counts["max_targets_per_window"] = max(counts["max_targets_per_window"], int(per_window.max(initial=0)))
             for record in encode(windows, recipe.vocab):
                 content.update(record)
                 shards.write(record)
@@ -386,7 +370,7 @@ def _write_part(folder: Path, part: Part, stem: str, recipe: Recipe, shard_windo
 
 
 class _Shards:
-    """ArrayRecord files of at most `limit` records, named `<stem>-00000-of-00003.arrayrecord` once their number is known."""
+    """ArrayRecord files of at most `limit` records, named `-00000-of-00003` once their number is known."""
 
     def __init__(self, folder: Path, stem: str, limit: int) -> None:
         self._folder, self._stem, self._limit = folder, stem, limit
@@ -429,9 +413,7 @@ class _Shards:
 def _cannot_write(path: Path, reason: str) -> UserError:
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
-    return UserError(
-        f"cannot write {path}: {reason}; {free:,} bytes are free there, make room or use another --out"
-    )
+    return UserError(f"cannot write {path}: {reason}; {free:,} bytes are free there, make room or use another --out")
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
@@ -504,12 +486,8 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         parser.add_argument(name, default=default, help=f"{what} (default {default})")
     parser.add_argument("--window", type=int, default=WINDOW, help=f"tokens a window (default {WINDOW})")
-    parser.add_argument(
-        "--held-out", type=float, default=text.HELD_OUT, help="share of documents kept for evaluation"
-    )
-    parser.add_argument(
-        "--source", action="append", default=[], metavar="ROLE=PATH", help="a mixture's source"
-    )
+    parser.add_argument("--held-out", type=float, default=text.HELD_OUT, help="share of documents kept for evaluation")
+    parser.add_argument("--source", action="append", default=[], metavar="ROLE=PATH", help="a mixture's source")
     for name, kind, what in (
         ("--tokens", _count, "facts: largest budget without a repeated reasoning item, e.g. 4M"),
         ("--facts", int, "facts: facts in the corpus"),
@@ -527,12 +505,8 @@ def main(arguments: list[str] | None = None) -> int:
         if bad := [role + sign for role, sign, path in pairs if not path]:
             raise UserError(f"--source {bad[0]} is not of the form ROLE=PATH")
         if options["data"] != "facts" and (unused := {*options} & _FACTS_ONLY):
-            raise UserError(
-                f"--{'/--'.join(sorted(unused))} belong to --data facts, not to {options['data']}"
-            )
-        manifest = export(
-            options.pop("out"), options.pop("data"), sources={r: p for r, _, p in pairs}, **options
-        )
+            raise UserError(f"--{'/--'.join(sorted(unused))} belong to --data facts, not to {options['data']}")
+        manifest = export(options.pop("out"), options.pop("data"), sources={r: p for r, _, p in pairs}, **options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -51,9 +51,7 @@ class RecordSource:
     Thread-safe. Every record's crc32 is checked when it is read.
     """
 
-    def __init__(
-        self, folder: Path, entry: dict[str, Any], dtype: np.dtype, vocab: int, resident: bool
-    ) -> None:
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: np.dtype, vocab: int, resident: bool) -> None:
         self.name, self._folder, self._shards = entry["name"], folder, entry["shards"]
         self._dtype, self._vocab = dtype, vocab
         self._starts = np.cumsum([0] + [shard["records"] for shard in self._shards])
@@ -119,15 +117,11 @@ class RecordSource:
 
     def _damage(self, shard: int, number: int, problem: str) -> UserError:
         path = self._folder / self._shards[shard]["file"]
-        return UserError(
-            f"damaged data: record {number} of shard {path} {problem}; export the data set again"
-        )
+        return UserError(f"damaged data: record {number} of shard {path} {problem}; export the data set again")
 
 
 def _open(path: Path) -> Any:
-    return array_record_module.ArrayRecordReader(
-        str(path), options=READER_OPTIONS, file_reader_buffer_size=1 << 15
-    )
+    return array_record_module.ArrayRecordReader(str(path), options=READER_OPTIONS, file_reader_buffer_size=1 << 15)
 
 
 def _check_shard(folder: Path, shard: dict[str, Any], verify: str) -> None:
@@ -145,21 +139,14 @@ def _check_shard(folder: Path, shard: dict[str, Any], verify: str) -> None:
         )
     if size > shard["size"]:
         raise UserError(f"shard {path} has {size} bytes, the manifest says {shard['size']}; {again}")
-    if (
-        verify == "sha256"
-        and (found := hashlib.file_digest(path.open("rb"), "sha256").hexdigest()) != shard["sha256"]
-    ):
-        raise UserError(
-            f"shard {path} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}; {again}"
-        )
+    if verify == "sha256" and (found := hashlib.file_digest(path.open("rb"), "sha256").hexdigest()) != shard["sha256"]:
+        raise UserError(f"shard {path} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}; {again}")
     try:
         records = _open(path).num_records()
     except Exception as error:
         raise UserError(f"shard {path} cannot be opened, not even record 0 ({error}); {again}") from error
     if records != shard["records"]:
-        raise UserError(
-            f"shard {path} holds {records} records, the manifest says {shard['records']}; {again}"
-        )
+        raise UserError(f"shard {path} holds {records} records, the manifest says {shard['records']}; {again}")
 
 
 # ------------------------------------------------------------------------------------------------ plan
@@ -175,23 +162,23 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     value = np.asarray(index, np.uint64).copy()
-    key = np.broadcast_to(np.asarray(key, np.uint64), value.shape)
+    turns = np.arange(4, dtype=np.uint64)[:, None]
+    keys = np.broadcast_to(_scramble(np.asarray(key, np.uint64) + turns), (4, value.size))
     todo = np.arange(value.size)
     while todo.size:
         left, right = value[todo] >> half, value[todo] & mask
-        for turn in range(4):
-            left, right = right, left ^ (_scramble(right + _scramble(key[todo] + np.uint64(turn))) & mask)
+        for turn_key in keys[:, todo]:
+            left, right = right, left ^ (_scramble(right + turn_key) & mask)
         value[todo] = (left << half) | right
         todo = todo[value[todo] >= size]
     return value.astype(np.int64)
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """splitmix64's output function (Steele, Lea and Flood 2014), uint64 -> uint64."""
-    with np.errstate(over="ignore"):
-        x = (np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """splitmix64's output function (Steele, Lea and Flood 2014), array of uint64 -> uint64, modulo 2^64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
@@ -317,10 +304,10 @@ class _BatchSource:
     def __init__(self, ds: Dataset, batch_windows: int, seed: int, shard: tuple[int, int]) -> None:
         index, count = shard
         self._ds, self._batch, self._seed = ds, batch_windows, seed
+        self._dtype = record_dtype(ds.window, ds.vocab)
         self._rows = slice(index * batch_windows // count, (index + 1) * batch_windows // count)
         entries = ds.manifest["sources"]
-        dtype = record_dtype(ds.window, ds.vocab)
-        resident = sum(e["windows"] for e in entries) * dtype.itemsize <= RESIDENT_BYTES
+        resident = sum(e["windows"] for e in entries) * self._dtype.itemsize <= RESIDENT_BYTES
         self._sources = [ds._source(entry, resident) for entry in entries]
         self._plan = lru_cache(maxsize=4)(self._make_plan)
 
@@ -338,9 +325,8 @@ class _BatchSource:
         for i, entry in enumerate(self._ds.manifest["sources"]):
             mine = source == i
             epoch, place = np.divmod(number[mine], entry["windows"])
-            key = _scramble(
-                epoch.astype(np.uint64) + _scramble(np.uint64(i) + _scramble(np.uint64(self._seed)))
-            )
+            stream = _scramble(_scramble(np.array([self._seed], np.uint64)) + np.uint64(i))
+            key = _scramble(epoch.astype(np.uint64) + stream)
             record = permute(place, entry["windows"], key)
             number[mine] = np.where(epoch > 0, -1, record) if entry["fresh"] else record
         return source.reshape(PLAN_STEPS, -1), number.reshape(PLAN_STEPS, -1)
@@ -355,7 +341,7 @@ class _BatchSource:
         source, record = sources[step % PLAN_STEPS, self._rows], records[step % PLAN_STEPS, self._rows]
         if len(self._sources) == 1:
             return self._sources[0].take(record)
-        rows = np.empty(len(record), record_dtype(self._ds.window, self._ds.vocab))
+        rows = np.empty(len(record), self._dtype)
         for i, reader in enumerate(self._sources):
             mine = np.flatnonzero(source == i)
             if mine.size:

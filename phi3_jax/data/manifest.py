@@ -87,9 +87,7 @@ def read(folder: str | Path) -> dict[str, Any]:
         if not part["windows"]:
             raise UserError(f"source {part['name']!r} of {folder} is empty; {again}")
     if fingerprint(manifest) != manifest.get("fingerprint"):
-        raise UserError(
-            f"{path} was changed after export: its fingerprint does not match its content; {again}"
-        )
+        raise UserError(f"{path} was changed after export: its fingerprint does not match its content; {again}")
     return manifest
 
 

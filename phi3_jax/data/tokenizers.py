@@ -90,9 +90,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the Rust parser raises plain Exception
             raise UserError(f"{path} is not a readable tokenizer.json: {error}") from error
-        self._tokenizer.encode_special_tokens = (
-            True  # True means: special tokens in text are split as ordinary text
-        )
+        self._tokenizer.encode_special_tokens = True  # True means: special tokens in text are split as ordinary text
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         names = _EOS_NAMES
@@ -101,9 +99,7 @@ class HuggingFaceTokenizer(Tokenizer):
             names = (eos if isinstance(eos, str) else eos["content"],)
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
-            raise UserError(
-                f"{path} has no end token among {', '.join(names)}; name it as eos_token in {config.name}"
-            )
+            raise UserError(f"{path} has no end token among {', '.join(names)}; name it as eos_token in {config.name}")
         content = json.dumps(spec, sort_keys=True, ensure_ascii=True).encode()
         self._finish(self._tokenizer.get_vocab_size(with_added_tokens=True), ids[0], content)
 
@@ -125,9 +121,7 @@ class TiktokenTokenizer(Tokenizer):
 
         beside = path.with_name("special_tokens.json")
         if not beside.exists():
-            raise UserError(
-                f"{path} needs {beside.name} beside it with pattern, special_tokens, n_vocab and eos_token"
-            )
+            raise UserError(f"{path} needs {beside.name} beside it with pattern, special_tokens, n_vocab and eos_token")
         content, extra = path.read_bytes(), beside.read_bytes()
         try:
             special = json.loads(extra)
@@ -142,9 +136,7 @@ class TiktokenTokenizer(Tokenizer):
             )
             eos = special["special_tokens"][special["eos_token"]]
         except (ValueError, KeyError, AssertionError) as error:
-            raise UserError(
-                f"{path} with {beside.name} is not a whole tiktoken vocabulary: {error!r}"
-            ) from error
+            raise UserError(f"{path} with {beside.name} is not a whole tiktoken vocabulary: {error!r}") from error
         content += json.dumps(special, sort_keys=True).encode()
         self._finish(self._encoding.n_vocab, eos, content)
 
@@ -192,9 +184,7 @@ def load(spec: str | Path) -> Tokenizer:
     if path.is_dir():
         path = _find(path)
     if not path.is_file():
-        raise UserError(
-            f"no tokenizer at {path}; give 'bytes', a tokenizer.json, a .tiktoken or a .model file"
-        )
+        raise UserError(f"no tokenizer at {path}; give 'bytes', a tokenizer.json, a .tiktoken or a .model file")
     with path.open("rb") as file:
         head = file.read(4096)
     if head.lstrip()[:1] == b"{":

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.errors import UserError
+from phi3_jax.models.kernels import chunked
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked")
 
@@ -65,7 +66,7 @@ def allowed(mask: Mask, time: int, heads: int) -> jax.Array:
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float) -> jax.Array:
     """Plain attention with the whole score matrix; softmax in float32 or wider. Shapes as `attend`."""
-    b, t, g, r, _ = q.shape
+    _, t, g, r, _ = q.shape
     scores = jnp.einsum("btgrk,bsgk->bgrts", q * jnp.asarray(scale, q.dtype), k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     ok = allowed(mask, t, g * r)
@@ -84,7 +85,7 @@ def attend(
       k, v: (batch, time, kv_heads, head_dim).
       mask: what each query may see.
       scale: factor on q.k.
-      implementation: "auto", "reference" or "chunked" (causal blocks in XLA: skips the upper triangle).
+      implementation: "reference", or "chunked" (causal blocks in XLA: skips the upper triangle), which "auto" takes.
 
     Returns:
       (batch, time, kv_heads, queries_per_kv, head_dim).
@@ -96,4 +97,8 @@ def attend(
         mask = dataclasses.replace(mask, window=None)
     if mask.blocksparse is not None and time <= mask.blocksparse.block * mask.blocksparse.local_blocks:
         mask = dataclasses.replace(mask, blocksparse=None, positions=None)
-    return reference(q, k, v, mask, scale)
+    if implementation == "reference":
+        return reference(q, k, v, mask, scale)
+    pattern = chunked.Pattern(mask.window, mask.blocksparse)
+    positions = mask.positions if mask.blocksparse and mask.segments is not None else None
+    return chunked.attend(q, k, v, pattern, scale, mask.segments, positions)

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models.attention import Mask, attend
-from phi3_jax.models.layers import activate, linear, norm
+from phi3_jax.models.layers import activate, linear, norm, split_linear
 from phi3_jax.models.rotary import rope_table, rotate
 
 Tree = Any
@@ -37,15 +37,16 @@ def layer(
     name = checkpoint_name
     with jax.named_scope("attention"):
         h = norm(x, params["attention_norm"], cfg)
-        z = name(linear(h, params["qkv"], "btd,dgrk->btgrk"), "qkv")
-        rotated = rotate(z[..., :-1, :], table)
-        q, k, v = rotated[..., :-1, :], rotated[..., -1, :], z[..., -1, :]
+        q, k, v = split_linear(params["qkv"], (cfg.queries_per_kv, 1, 1), axis=2)
+        q, k, v = (name(linear(h, p, "btd,dgrk->btgrk"), "qkv") for p in (q, k, v))
+        q, k, v = rotate(q, table), jnp.squeeze(rotate(k, table), 3), jnp.squeeze(v, 3)
         a = name(attend(q, k, v, mask, cfg.softmax_scale, attention), "attention")
         x = x + cfg.residual_multiplier * linear(a, params["out"], "btgrk,grkd->btd")
     with jax.named_scope("mlp"):
         h = norm(x, params["mlp_norm"], cfg)
-        z = name(linear(h, params["gate_up"], "btd,dcf->btcf"), "gate_up")
-        return x + cfg.residual_multiplier * linear(activate(z, cfg), params["down"], "btf,fd->btd")
+        gate, up = split_linear(params["gate_up"], (1, 1), axis=1)
+        gate, up = (name(linear(h, p, "btd,dcf->btcf"), "gate_up").squeeze(2) for p in (gate, up))
+        return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], "btf,fd->btd")
 
 
 def _period(cfg: ModelConfig) -> int:

