@@ -245,27 +245,33 @@ class _Worker:
             [sys.executable, "-m", "phi3_jax.training.train", str(folder), *self.names],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
-        self.messages: list[dict[str, Any]] = []
+        self.progress: dict[str, dict[str, Any]] = {}
+        self.errors: list[str] = []
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            if line.startswith("{"):
-                self.messages.append(json.loads(line))
+            message = json.loads(line) if line.startswith("{") else {}
+            if "steps" in message:
+                self.progress[message["run"]] = message
+            elif "error" in message:
+                self.errors.append(f"{message['run']}: {message['error']}")
+            for skipped in message.get("skipped_checkpoints", ()):
+                print(f"warning: {skipped}", file=sys.stderr)
 
     def finish(self) -> list[str]:
         """Errors of an ended process."""
         self.thread.join()
         self.log.close()
-        errors = [f"{m['run']}: {m['error']}" for m in self.messages if "error" in m]
-        if self.process.returncode and not errors:
-            errors = [
-                f"{self.names[0]}: the training process ended with status {self.process.returncode}; see {self.log.name}"
-            ]
-        if not errors:
+        if self.process.returncode and not self.errors:
+            self.errors.append(
+                f"{self.names[0]}: the training process ended with status {self.process.returncode}; "
+                f"see {self.log.name}"
+            )
+        if not self.errors:
             Path(self.log.name).unlink(missing_ok=True)
-        return errors
+        return self.errors
 
 
 def _cores() -> list[int]:
@@ -279,27 +285,25 @@ def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) ->
         free = [set(_cores())]
     workers: list[_Worker] = []
     errors: list[str] = []
-    stop = threading.Event()
+    stop, told = threading.Event(), False
     handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
     bars, rows = ProgressBars(), {}
     try:
         while queue or workers:
-            if stop.is_set():
+            if stop.is_set() and not told:
+                told = True  # once: a second signal would cut the saving short
                 queue.clear()
                 for worker in workers:
                     worker.process.terminate()
             while queue and free:
                 workers.append(_Worker(queue.pop(0), folder, resume, free.pop()))
             for worker in list(workers):
-                for message in worker.messages:
-                    if "steps" in message:
-                        rows[message["run"]] = message
-                ended = worker.process.poll() is not None
-                if ended:
+                rows |= worker.progress
+                if worker.process.poll() is not None:
                     errors += worker.finish()
+                    rows |= worker.progress
                     workers.remove(worker)
                     free.append(worker.cores)
-                worker.messages = [m for m in worker.messages if "error" in m]
             bars.show(rows)
             stop.wait(0.3) if not stop.is_set() else time.sleep(0.3)
     finally:

@@ -43,13 +43,24 @@ def test_sizes_of_the_clean_ladder_grow(scale: str) -> None:
 def test_family_proxies_keep_their_members_architecture() -> None:
     for member in family.MEMBERS:
         full, proxy = family.published(member), family.proxy(member, "nano", "family")
-        for field in ("norm", "activation", "bias", "tied", "rope_base", "blocksparse", "sliding_window", "gegelu_limit"):
+        for field in (
+            "norm",
+            "activation",
+            "bias",
+            "tied",
+            "rope_base",
+            "blocksparse",
+            "sliding_window",
+            "gegelu_limit",
+        ):
             assert getattr(proxy, field) == getattr(full, field)
         assert full.queries_per_kv == proxy.queries_per_kv
     assert family.proxy("small", "nano", "clean").norm == "rms"  # the clean ladder does not
 
 
-@pytest.mark.parametrize("member,time,expected", [("mini", 4096, 24.75), ("small", 8192, 50.78), ("medium", 4096, 87.81)])
+@pytest.mark.parametrize(
+    "member,time,expected", [("mini", 4096, 24.75), ("small", 8192, 50.78), ("medium", 4096, 87.81)]
+)
 def test_flops_per_token(member: str, time: int, expected: float) -> None:
     assert round(train_flops_per_token(family.published(member), time) / 1e9, 2) == expected
 

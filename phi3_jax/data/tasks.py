@@ -174,11 +174,11 @@ def function_source(texts: Texts) -> seqio.FunctionDataSource:
 
 def tfds_source(name: str) -> seqio.TfdsDataSource:
     """NAME[/CONFIG][:VERSION][:SPLIT] as a seqio source whose split "train" is SPLIT; the newest version by default."""
-    name, *rest = name.split(":")
-    version = rest.pop(0) if rest and re.match(r"[\d*]+\.", rest[0]) else "*.*.*"
-    if not name or len(rest) > 1:
-        raise UserError(f"TFDS name {':'.join([name, *rest])!r} is not NAME[/CONFIG][:VERSION][:SPLIT]")
-    return seqio.TfdsDataSource(f"{name}:{version}", splits={"train": rest[0] if rest else "train"})
+    parts = re.fullmatch(r"([^:]+)(?::([\d*]+(?:\.[\d*]+){2}))?(?::([^:\[]+(?:\[.*\])?))?", name)
+    if parts is None:
+        raise UserError(f"TFDS name {name!r} is not NAME[/CONFIG][:VERSION][:SPLIT]")
+    name, version, split = parts.groups()
+    return seqio.TfdsDataSource(f"{name}:{version or '*.*.*'}", splits={"train": split or "train"})
 
 
 # ------------------------------------------------------------------------------------------------- tasks
@@ -214,9 +214,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return self.tokenizer.decode([i for i in ids if i != self.eos_id])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        ids = tf.numpy_function(
-            lambda raw: np.asarray(self.tokenizer.encode(raw.decode("utf-8", "replace")), np.int32), [s], tf.int32
-        )
+        ids = tf.numpy_function(lambda raw: np.asarray(self.tokenizer.encode(_decoded(raw)), np.int32), [s], tf.int32)
         ids.set_shape([None])
         return ids
 
@@ -229,6 +227,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
     def __hash__(self) -> int:
         return hash(self.tokenizer.fingerprint)
+
+
+def _decoded(raw: bytes | np.ndarray) -> str:
+    """tf.numpy_function passes bytes inside tf.data, and an array of one object when called eagerly."""
+    return (raw if isinstance(raw, bytes) else raw.item()).decode("utf-8", "replace")
 
 
 def add_task(
@@ -253,9 +256,7 @@ def add_task(
         dataset = dataset.map(lambda row: {"targets": row[field]})
         if keep is not None:
             dataset = dataset.filter(
-                lambda row: tf.numpy_function(
-                    lambda raw: keep(raw.decode("utf-8", "replace")), [row["targets"]], tf.bool
-                )
+                lambda row: tf.numpy_function(lambda raw: keep(_decoded(raw)), [row["targets"]], tf.bool)
             )
         return dataset
 

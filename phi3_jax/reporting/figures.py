@@ -74,9 +74,7 @@ def _budget_style(index: int, count: int) -> tuple[str, str]:
 
 def _figure(height: float, footer: str) -> Figure:
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    figure.set_layout_engine(
-        "constrained", rect=(0.0, 0.28 / height, 1.0, 1 - 0.28 / height), w_pad=0.12, h_pad=0.1
-    )
+    figure.set_layout_engine("constrained", rect=(0.0, 0.28 / height, 1.0, 1 - 0.28 / height), w_pad=0.12, h_pad=0.1)
     figure.text(0.008, 0.07 / height, footer, fontsize=8.5, color="#444444", ha="left", va="bottom")
     return figure
 
@@ -121,9 +119,7 @@ def _line(
     for c in points:
         if c.low is not None and c.high is not None:
             below, above = factor * max(c.value - c.low, 0.0), factor * max(c.high - c.value, 0.0)
-            ax.errorbar(
-                [x(c)], [factor * c.value], yerr=[[below], [above]], color=colour, linewidth=1.3, fmt="none"
-            )
+            ax.errorbar([x(c)], [factor * c.value], yerr=[[below], [above]], color=colour, linewidth=1.3, fmt="none")
         if len(c.by_seed) > 1:
             values = [factor * v for v in c.by_seed.values()]
             ax.plot([x(c)] * len(values), values, ".", color=colour, alpha=0.45, markersize=4, zorder=1)
@@ -353,9 +349,7 @@ def gains_figure(runs: list[Run], footer: str) -> Figure | None:
     verb = "" if all(r.scale == "full" for r in runs) else "stands for "
     pairs = zip(GAIN_STYLE, MEMBERS[:2], MEMBERS[1:], strict=True)
     handles = [
-        figure.axes[0].plot(
-            [], [], marker, color=colour, label=f"{text} ({verb}{PUBLISHED[a]} to {PUBLISHED[b]})"
-        )[0]
+        figure.axes[0].plot([], [], marker, color=colour, label=f"{text} ({verb}{PUBLISHED[a]} to {PUBLISHED[b]})")[0]
         for (colour, marker, text), a, b in pairs
     ]
     handles += figure.axes[0].plot([], [], "D", color="#000000", label="second minus first")
@@ -395,21 +389,15 @@ def training_figure(runs: list[Run], footer: str) -> Figure | None:
     columns = min(4, len(members))
     rows = -(-len(panels) // columns)
     figure = _figure(2.9 * rows + 0.75, footer)
-    axes = figure.subplots(
-        rows, columns, squeeze=False, sharey="row" if len(keys) > 1 else "all", sharex=True
-    )
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if len(keys) > 1 else "all", sharex=True)
     most = max((t for r in runs if (t := r.last("tokens"))), default=1.0)
-    unit, name = next(
-        ((u, n) for u, n in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if most >= u), (1.0, "")
-    )
+    unit, name = next(((u, n) for u, n in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if most >= u), (1.0, ""))
     seen: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     for ax, (key, member) in zip(axes.flat, panels, strict=False):
         mine = [r for r in runs if r.member == member]
         first = min(r.seed for r in mine)
         seen[key] += [_draw_run(ax, run, key, unit, run.seed == first) for run in mine]
-        ax.set_title(
-            f"{member} ({human(mine[0].size)})" + (f": {key[5:]}" if key != "loss" else ""), loc="left"
-        )
+        ax.set_title(f"{member} ({human(mine[0].size)})" + (f": {key[5:]}" if key != "loss" else ""), loc="left")
         ax.set_xlim(left=0)
         ax.xaxis.set_tick_params(labelbottom=True)
         ax.set_xlabel(f"tokens seen ({name})" if name else "tokens seen")

@@ -58,9 +58,7 @@ def _label(suite: str, task: str, metric: str) -> str:
     if (suite, task, metric) in _LABELS:
         return _LABELS[suite, task, metric]
     if suite == "text":
-        return {"loss": f"Loss on {task}", "bits_per_byte": f"Bits per byte on {task}"}.get(
-            metric, f"{task} {metric}"
-        )
+        return {"loss": f"Loss on {task}", "bits_per_byte": f"Bits per byte on {task}"}.get(metric, f"{task} {metric}")
     if task.startswith("gap") and metric == "accuracy":
         return f"Outputs right, gap {task[3:]}"
     return f"{suite} {task} {metric}".replace("_", " ").capitalize()

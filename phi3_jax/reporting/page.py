@@ -289,9 +289,7 @@ def _figures(drawn: Sequence[Any], left_out: Sequence[str], runs: list[Run]) -> 
     parts = []
     for figure in drawn:
         data = base64.b64encode(figure.svg.read_bytes()).decode()
-        files = " ".join(
-            f'<a href="figures/{p.name}">{p.suffix[1:].upper()}</a>' for p in (figure.png, figure.svg)
-        )
+        files = " ".join(f'<a href="figures/{p.name}">{p.suffix[1:].upper()}</a>' for p in (figure.png, figure.svg))
         parts.append(
             f"<h3>{_text(figure.title)}</h3><figure><img alt='{_text(figure.title)}' "
             f'src="data:image/svg+xml;base64,{data}"><figcaption>{_text(figure.caption)} '
@@ -311,10 +309,7 @@ def _table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], tex
     head = "".join(f"<th{kind(i)}>{_text(h)}</th>" for i, h in enumerate(header))
     body = "".join(
         f'<tr class="{css}">'
-        + "".join(
-            f"<th>{_text(v)}</th>" if i == 0 else f"<td{kind(i)}>{_text(v)}</td>"
-            for i, v in enumerate(values)
-        )
+        + "".join(f"<th>{_text(v)}</th>" if i == 0 else f"<td{kind(i)}>{_text(v)}</td>" for i, v in enumerate(values))
         + "</tr>"
         for css, values in rows
     )
@@ -408,9 +403,7 @@ def _run_table(study: Study) -> str:
         end = [_count(r["skipped"]), _decimal(r["train_loss"])]
         cost.append((css, [r["name"], *flops, *times, *memory, *speed, *end]))
         finals = ((e, r.get(column)) for column, e in ends.items())
-        scores.append(
-            (css, [r["name"], *(_decimal(v, 100, 1) if e.proportion else _decimal(v) for e, v in finals)])
-        )
+        scores.append((css, [r["name"], *(_decimal(v, 100, 1) if e.proportion else _decimal(v) for e, v in finals)]))
     header = [
         "Run",
         "label",
@@ -471,14 +464,10 @@ def _notes(study: Study) -> str:
         "items added in quadrature because all seeds share the items.",
     ]
     if study.unmatched:
-        lines.append(
-            "Budgets written like 2.8M/4M/4M are not matched: mini, small and medium saw that many tokens."
-        )
+        lines.append("Budgets written like 2.8M/4M/4M are not matched: mini, small and medium saw that many tokens.")
     for key, name in (("device", "Trained on"), ("git_commit", "Code at commit")):
         found = sorted({str(r.record[key]) for r in study.runs if r.record.get(key)})
         lines += [f"{name}: {', '.join(found)}."] if found else []
-    packages = next(
-        (r.record["packages"] for r in study.runs if isinstance(r.record.get("packages"), dict)), {}
-    )
+    packages = next((r.record["packages"] for r in study.runs if isinstance(r.record.get("packages"), dict)), {})
     lines += [f"Packages: {', '.join(f'{k} {v}' for k, v in packages.items())}."] if packages else []
     return "<h2>Notes</h2>" + _list(map(_text, lines))

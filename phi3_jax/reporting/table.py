@@ -325,9 +325,7 @@ def what_was_trained(runs: Iterable[Run]) -> str:
         here = {r.member for r in runs if (r.scale, r.ladder) == (scale, ladder)}
         names = ", ".join(f"phi-3-{m}" for m in MEMBERS if m in here)
         others = len(here - set(MEMBERS))
-        between = (
-            f"{others} size{'s' * (others > 1)} around them" if names else f"{others} in-between size(s)"
-        )
+        between = f"{others} size{'s' * (others > 1)} around them" if names else f"{others} in-between size(s)"
         who = " and ".join(filter(None, (names, between if others else "")))
         if scale == "full":
             parts.append(f"Full published shapes of {who}, trained here: not Microsoft's released weights")
@@ -346,9 +344,7 @@ COLUMNS = (
 
 def row(run: Run) -> dict[str, Any]:
     """One run as a flat row: `COLUMNS`, then `suite/task/metric` of its final evaluation."""
-    speeds = sorted(
-        v for r in run.metrics[1:] or run.metrics if (v := number(r.get("tokens_per_s"))) is not None
-    )
+    speeds = sorted(v for r in run.metrics[1:] or run.metrics if (v := number(r.get("tokens_per_s"))) is not None)
 
     def measured(*names: str) -> float | None:
         found = (number(run.status_file.get(n)) or run.last(n) for n in names)

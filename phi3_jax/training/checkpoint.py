@@ -88,7 +88,7 @@ class Checkpointer:
             ) from error
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-        """Starts saving `state` (a pytree of arrays, none of size 0) and returns as soon as a donation of it can do no harm."""
+        """Starts saving `state`, a pytree of arrays (none of size 0), and returns once a donation can do it no harm."""
         self.wait()
         partial = self.root / f"{step}.partial"
         leaves = _named_leaves(state)
@@ -239,9 +239,7 @@ def _check_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, Any], par
     lost = sorted(set(wanted) - set(saved)) + ([] if part else sorted(set(saved) - set(wanted)))
     if lost:
         side = "checkpoint" if lost[0] in wanted else "model"
-        raise UserError(
-            f"{path} does not fit this model: {len(lost)} leaves differ, {lost[0]!r} is not in the {side}"
-        )
+        raise UserError(f"{path} does not fit this model: {len(lost)} leaves differ, {lost[0]!r} is not in the {side}")
     for name, leaf in wanted.items():
         (shape, dtype), (want_shape, want_dtype) = saved[name], _form(leaf)
         if shape != want_shape or (dtype != want_dtype and not part):
@@ -360,10 +358,13 @@ def _mb(size: float) -> str:
 
 
 class _Quiet(logging.Filter):
-    """Drops Orbax's warning, on every save, that there is nothing to merge in a layout without OCDBT."""
+    """Drops what Orbax logs though it is no news: that a layout without OCDBT has no OCDBT files (on every save and
+    load), and the tracebacks of writes whose failure `Checkpointer` raises."""
+
+    NO_NEWS = ("Skipping merge of OCDBT", "TensorStore data files not found", "run() raised an exception")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "Skipping merge of OCDBT" not in str(record.msg)
+        return not any(text in str(record.msg) for text in self.NO_NEWS)
 
 
 logging.getLogger("absl").addFilter(_Quiet())

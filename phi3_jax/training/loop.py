@@ -145,9 +145,7 @@ def config_diff(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted(set(old) | set(new))
         gone = "(absent)"
-        parts = (
-            config_diff(old.get(k, gone), new.get(k, gone), f"{path}.{k}" if path else str(k)) for k in keys
-        )
+        parts = (config_diff(old.get(k, gone), new.get(k, gone), f"{path}.{k}" if path else str(k)) for k in keys)
         return [line for part in parts for line in part]
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and list(old) == list(new):
         return []
@@ -172,23 +170,22 @@ def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, An
     saver = Checkpointer(root, Keep(loop.keep_latest, loop.keep_every, frozenset(loop.keep_steps)))
     if resume == "never":
         if list_steps(root) or (folder / "metrics.jsonl").exists():
-            raise UserError(
-                f"{folder} already holds a run; continue it with --resume=auto or choose another --workdir"
-            )
+            raise UserError(f"{folder} already holds a run; continue it with --resume=auto or choose another --workdir")
         return _Begin(state, loop.start, saver, False)
     abstract = jax.tree.map(abstract_leaf, state)
-    found = restore(root, abstract, at_most=loop.steps)
+
+    def accept(extra: dict[str, Any]) -> None:
+        _check_identity(folder, extra, identity)
+        for leaf in jax.tree.leaves(state):  # so that two states never take memory at a time
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+
+    found = restore(root, abstract, at_most=loop.steps, check=accept)
     if found is None:
         return _Begin(state, loop.start, saver, False)
-    _check_identity(folder, found.extra, identity)
-    for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array):
-            leaf.delete()
     done = _read_json(folder / DONE)
     finished = done is not None and done["step"] == found.step == loop.steps
-    return _Begin(
-        found.state, found.step, saver, True, found.skipped, found.extra, done["last"] if finished else None
-    )
+    return _Begin(found.state, found.step, saver, True, found.skipped, found.extra, done["last"] if finished else None)
 
 
 def _check_identity(folder: Path, extra: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -85,9 +85,7 @@ class JsonLines:
             _replace(self.path, b"".join(kept))
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; choose another --workdir"
-            ) from error
+            raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --workdir") from error
 
     def write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(valid_json(row), allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""The loader: batch i is a pure function of (manifest, seed, i), for any number of hosts; damage is named, never read."""
+"""The loader: batch i is a pure function of (manifest, seed, i) for any number of hosts; damage is named, not read."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_permutation_is_a_bijection_and_mixes(size):
     images = [loader.permute(index, size, np.uint64(key)) for key in (1, 2)]
     for image in images:
         np.testing.assert_array_equal(np.sort(image), index)
-    if size >= 1000:
+    if size >= 4000:
         assert abs(np.corrcoef(index, images[0])[0, 1]) < 0.1
         assert (images[0] == images[1]).mean() < 0.02
         # Every tenth of the inputs covers every tenth of the outputs about equally.
@@ -144,7 +144,7 @@ def test_weights_become_smallest_whole_numbers():
     with pytest.raises(UserError, match="positive"):
         loader.whole_weights([1, 0])
     with pytest.raises(UserError, match="too fine"):
-        loader.whole_weights([1 / 3, 2 / 3])
+        loader.whole_weights([0.123457, 1])
 
 
 @pytest.mark.parametrize(("batch", "shards"), [(12, 1), (12, 2), (12, 4), (5, 1), (7, 1)])
@@ -206,11 +206,11 @@ def _read_everything(folder, verify="records"):
 @pytest.mark.parametrize("verify", ["records", "sha256"])
 def test_no_flipped_byte_reaches_training(mixture, verify):
     """Any byte of a shard changed: the reading fails naming the shard, or (in unused bytes) what is read is right."""
-    good = {n: r for n, r in _rows(mixture).items()}
+    good = _rows(mixture)
     shard = mixture / loader.open_dataset(mixture).manifest["sources"][1]["shards"][1]["file"]
     whole, caught = shard.read_bytes(), 0
-    used = len(whole.rstrip(b"\0"))
-    places = np.unique(np.linspace(0, len(whole) - 1, 40).astype(int).tolist() + list(range(64, used, used // 60)))
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))  # the file is padded to whole blocks with zeros
+    places = np.unique(np.concatenate([used[:: len(used) // 80], np.linspace(0, len(whole) - 1, 10).astype(int)]))
     for place in places:
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
         try:
@@ -220,7 +220,7 @@ def test_no_flipped_byte_reaches_training(mixture, verify):
             caught += 1
             assert shard.name in str(error) and "\n" not in str(error)
             assert verify == "sha256" or "record" in str(error)
-    assert caught == len(places) if verify == "sha256" else caught > 20
+    assert caught == len(places) if verify == "sha256" else caught > 40
     shard.write_bytes(whole)
     _read_everything(mixture, verify)
 
@@ -280,7 +280,7 @@ def test_ids_outside_the_vocabulary(mixture):
     ds.manifest["vocab"] = 120  # a manifest of other shards
     with pytest.raises(UserError, match=r"record \d+ of shard .* holds token id \d+, outside the vocabulary 0\.\.119"):
         loader.train_batches(ds, 12)[0]
-    with pytest.raises(UserError, match="outside the vocabulary"):
+    with pytest.raises(UserError, match=r"token id 1000 .* is outside"):
         write(mixture.parent / "other", [export.Part("a", [numbered(VOCAB - 3, 10)])])
     assert not (mixture.parent / "other").exists()
 

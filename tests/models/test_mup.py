@@ -37,14 +37,22 @@ def batch() -> dict[str, np.ndarray]:
     tokens = rng.integers(0, 320, (ROWS, TIME + 1)).astype(np.int32)
     ones = np.ones((ROWS, TIME), np.int32)
     positions = np.broadcast_to(np.arange(TIME, dtype=np.int32), (ROWS, TIME)).copy()
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": ones, "positions": positions, "domains": ones}
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segments": ones,
+        "positions": positions,
+        "domains": ones,
+    }
 
 
 def activations(params: dict, cfg: ModelConfig, data: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Residual stream after every block, last norm and logits."""
     hidden = decoder.hidden_states(params, data["tokens"], cfg, unroll=True)
     shallow = dataclasses.replace(cfg, layers=1)
-    first = {k: v for k, v in params.items() if k != "blocks"} | {"blocks": jax.tree.map(lambda w: w[:1], params["blocks"])}
+    first = {k: v for k, v in params.items() if k != "blocks"} | {
+        "blocks": jax.tree.map(lambda w: w[:1], params["blocks"])
+    }
     return {
         "first block": decoder.hidden_states(first, data["tokens"], shallow, unroll=True),
         "hidden": hidden,

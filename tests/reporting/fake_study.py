@@ -28,9 +28,7 @@ def _wilson(p: float, n: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _row(
-    base: dict[str, Any], suite: str, task: str, metric: str, value: float, n: int, chance: float | None
-) -> dict:
+def _row(base: dict[str, Any], suite: str, task: str, metric: str, value: float, n: int, chance: float | None) -> dict:
     row = base | {"suite": suite, "task": task, "metric": metric, "value": value, "n": n, "chance": chance}
     row |= {"low": None, "high": None, "stderr": None}
     if chance is not None:
@@ -58,9 +56,7 @@ def controlled_rows(base: dict[str, Any], member: str, progress: float, noise: f
         _row(base, "reasoning", "all", "nll", 0.05 - 0.5 * math.log(row_ok), 5 * 4096, None),
     ]
     for gap, n in ((1, 2), (2, 2), (3, 1)):
-        rows.append(
-            _row(base, "reasoning", f"gap{gap}", "accuracy", row_ok ** (0.07 * gap), n * 4096, 1 / 48)
-        )
+        rows.append(_row(base, "reasoning", f"gap{gap}", "accuracy", row_ok ** (0.07 * gap), n * 4096, 1 / 48))
     return rows
 
 
@@ -75,9 +71,7 @@ def text_rows(base: dict[str, Any], member: str, progress: float, noise: float) 
     return rows
 
 
-def _metrics(
-    member: str, steps: int, start: int, upto: int, seed: int, domains: list[str]
-) -> list[dict[str, Any]]:
+def _metrics(member: str, steps: int, start: int, upto: int, seed: int, domains: list[str]) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed + steps)
     non_embedding, _, speed, *_ = SIZES[member]
     lines = []

@@ -57,9 +57,7 @@ def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(tmp_path: Pat
     truth, covered, trials = (0.4, 0.5, 0.7), 0, 60
     runs = _study(tmp_path, {m: [0.5] * 3 for m in MEMBERS}, "exact", None)
     endpoint = endpoints(runs)[0]
-    d1, d2 = (
-        math.log2(fake_study.SIZES[b][0] / fake_study.SIZES[a][0]) for a, b in (MEMBERS[:2], MEMBERS[1:])
-    )
+    d1, d2 = (math.log2(fake_study.SIZES[b][0] / fake_study.SIZES[a][0]) for a, b in (MEMBERS[:2], MEMBERS[1:]))
     contrast = 100 * ((truth[2] - truth[1]) / d2 - (truth[1] - truth[0]) / d1)
     for _ in range(trials):
         for run in runs:
@@ -85,9 +83,7 @@ def test_a_perfect_score_has_finite_log_odds_and_an_interval(tmp_path: Path) -> 
 
 def test_a_size_without_a_seed_in_common_gives_no_gain(tmp_path: Path) -> None:
     runs = _study(tmp_path, {"mini": [0.4, 0.4], "small": [0.5, 0.5], "medium": [0.6, 0.6]}, "exact", 0.01)
-    others = [
-        r for r in runs if not (r.member == "medium" and r.seed == 0) and not (r.member == "mini" and r.seed)
-    ]
+    others = [r for r in runs if not (r.member == "medium" and r.seed == 0) and not (r.member == "mini" and r.seed)]
     assert gains(runs, endpoints(runs)[0], "points") and not gains(others, endpoints(runs)[0], "points")
 
 

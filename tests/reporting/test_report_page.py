@@ -142,8 +142,6 @@ def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_reading_a_study_imports_neither_jax_nor_matplotlib() -> None:
-    code = (
-        "import sys, phi3_jax.reporting.page; print([m for m in ('jax', 'matplotlib') if m in sys.modules])"
-    )
+    code = "import sys, phi3_jax.reporting.page; print([m for m in ('jax', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

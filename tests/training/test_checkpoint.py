@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from phi3_jax.errors import UserError
 from phi3_jax.training import checkpoint
 from phi3_jax.training.checkpoint import CheckpointWarning, Keep, list_steps, newest_whole, restore
 
+REPO = Path(__file__).resolve().parents[2]
+
 
 def make_state(seed: int) -> dict:
     rng = np.random.default_rng(seed)
@@ -32,12 +36,13 @@ def make_state(seed: int) -> dict:
 def same_bits(a, b) -> bool:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(
-        x.dtype == y.dtype and x.shape == y.shape and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
+        x.dtype == y.dtype and x.shape == y.shape and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in pairs
     )
 
 
-def save(root: Path, *steps: int, keep: Keep = Keep(99)) -> checkpoint.Checkpointer:
-    saver = checkpoint.Checkpointer(root, keep)
+def save(root: Path, *steps: int, keep: Keep | None = None) -> checkpoint.Checkpointer:
+    saver = checkpoint.Checkpointer(root, keep or Keep(99))
     for step in steps:
         saver.save(step, make_state(step), {"next_step": step})
         saver.wait()
@@ -98,6 +103,33 @@ def test_leaves_go_to_the_shardings_asked_for(tmp_path):
     saver.wait()
     w = restore(tmp_path, {"w": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=sharding)}).state["w"]
     assert w.sharding == sharding and np.array_equal(w, x["w"])
+
+
+RESHARD = """
+import sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from phi3_jax.training.checkpoint import Checkpointer, restore
+x = np.arange(64 * 48, dtype=np.float32).reshape(64, 48)
+def on(shape, spec):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return NamedSharding(jax.sharding.Mesh(devices, ("data", "tensor")), spec)
+saver = Checkpointer(sys.argv[1])
+saver.save(1, {"w": jax.device_put(x, on((4, 2), P("data", "tensor")))}, {})
+saver.wait()
+for sharding in (on((1, 1), P()), on((2, 4), P("tensor", "data")), on((8, 1), P(None, None)), on((2, 1), P("data"))):
+    w = restore(sys.argv[1], {"w": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)}).state["w"]
+    assert w.sharding == sharding and np.array_equal(w, x), sharding
+print("equal")
+"""
+
+
+def test_a_state_of_eight_devices_comes_back_on_any_other_mesh(tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    child = subprocess.run(
+        [sys.executable, "-c", RESHARD, str(tmp_path)], capture_output=True, text=True, env=env, cwd=REPO
+    )
+    assert child.stdout.strip() == "equal", child.stderr
+    assert not child.stderr.strip(), "and silently"
 
 
 def test_a_part_of_the_state_can_be_loaded_in_another_dtype(tmp_path):
@@ -194,6 +226,24 @@ def test_what_the_policy_keeps(tmp_path, keep, left):
     assert list_steps(tmp_path) == [s for s in left if s not in unpinned.doomed(left, 60)]
 
 
+def test_a_crash_during_a_deletion_leaves_nothing_that_looks_like_a_checkpoint(tmp_path, monkeypatch):
+    saver = save(tmp_path, 10, 20)
+    remove, crashed = checkpoint._remove, []
+
+    def half(path):  # as far as a killed process got
+        if path.exists():
+            crashed.append(path)
+            (path / checkpoint.RECORD).unlink()
+
+    monkeypatch.setattr(checkpoint, "_remove", half)
+    saver.keep = Keep(1)
+    saver.release()
+    monkeypatch.setattr(checkpoint, "_remove", remove)
+    assert crashed and list_steps(tmp_path) == [20] and newest_whole(tmp_path, at_most=10) == (None, ())
+    save(tmp_path, 30)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["20", "30"], "the next save clears the rest"
+
+
 def test_newer_checkpoints_that_were_set_aside_neither_count_nor_go(tmp_path):
     save(tmp_path, 10, 20, 90)
     save(tmp_path, 30, keep=Keep(2))
@@ -212,7 +262,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_fails_clearly_and_leaves_older_checkpoints_whole(tiny_disk):
+def test_a_full_disk_fails_clearly_and_leaves_older_checkpoints_whole(tiny_disk, caplog):
     small, large = {"w": jnp.ones(50_000)}, {"w": jnp.ones(1_000_000)}
     saver = checkpoint.Checkpointer(tiny_disk / "ck")
     saver.save(1, small, {})
@@ -221,6 +271,7 @@ def test_a_full_disk_fails_clearly_and_leaves_older_checkpoints_whole(tiny_disk)
         saver.save(2, large, {})
         saver.wait()
     assert "\n" not in str(caught.value)
+    assert not caplog.records, "one line is enough"
     assert [p.name for p in (tiny_disk / "ck").iterdir()] == ["1"]
     assert restore(tiny_disk / "ck", small).step == 1
     saver.save(3, small, {})  # positive control: what fits is saved by the same object
@@ -237,7 +288,7 @@ def test_a_failed_save_is_raised_by_check_without_waiting(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "checksums", broken)
     saver.save(2, make_state(2), {})
     checkpoint.concurrent.futures.wait([saver._pending])
-    with pytest.raises(UserError, match="step 2 .*Input/output error; step 1 is intact"):
+    with pytest.raises(UserError, match=r"step 2 .*Input/output error; step 1 is intact"):
         saver.check()
     saver.check()  # said once
     monkeypatch.undo()
@@ -246,7 +297,7 @@ def test_a_failed_save_is_raised_by_check_without_waiting(tmp_path, monkeypatch)
 
 def test_a_read_only_folder_is_refused_before_anything_runs(tiny_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(UserError, match="cannot write checkpoints to .*Read-only file system; choose another"):
+    with pytest.raises(UserError, match=r"cannot write checkpoints to .*Read-only file system; choose another"):
         checkpoint.Checkpointer(tiny_disk / "ck")
 
 

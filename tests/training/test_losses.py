@@ -32,7 +32,9 @@ def test_value_and_gradients(chunks: int, z_loss: float) -> None:
     args = jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(MATRIX, jnp.float32)
     value, grads = jax.value_and_grad(ours, argnums=(0, 1))(*args)
     with jax.enable_x64(True):
-        wanted, wanted_grads = jax.value_and_grad(lambda h, m: 3 * plain(h, m, z_loss, 0.5), argnums=(0, 1))(HIDDEN, MATRIX)
+        wanted, wanted_grads = jax.value_and_grad(lambda h, m: 3 * plain(h, m, z_loss, 0.5), argnums=(0, 1))(
+            HIDDEN, MATRIX
+        )
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     np.testing.assert_allclose(ours(*args), wanted, rtol=1e-5)  # the path without gradients
     for got, want in zip(grads, wanted_grads, strict=True):

@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_clear_line():
 
     file = JsonLines.__new__(JsonLines)
     file.path, file._file = "m.jsonl", Full()
-    with pytest.raises(UserError, match="cannot write m.jsonl: No space left on device; free some space"):
+    with pytest.raises(UserError, match=r"cannot write m.jsonl: No space left on device; free some space"):
         file.write({"step": 1})
 
 

@@ -35,7 +35,12 @@ def _blocks(time: int, window: int | None) -> Iterator[tuple[slice, slice]]:
 
 
 def _seen(
-    pattern: Pattern, rows: slice, keys: slice, heads: tuple[int, int], segments: jax.Array | None, positions: jax.Array | None
+    pattern: Pattern,
+    rows: slice,
+    keys: slice,
+    heads: tuple[int, int],
+    segments: jax.Array | None,
+    positions: jax.Array | None,
 ) -> jax.Array:
     """Boolean mask broadcastable to (b, g, r, rows, keys)."""
     from phi3_jax.models.attention import blocksparse_allowed
@@ -76,7 +81,7 @@ def _attend(
     return _forward(q, k, v, segments, positions, pattern, scale)[0]
 
 
-def _forward(q, k, v, segments, positions, pattern, scale):  # noqa: ANN001, ANN202
+def _forward(q, k, v, segments, positions, pattern, scale):
     heads, scaled = q.shape[1:3], q * jnp.asarray(scale, q.dtype)
     ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     outs, logs = [], []
@@ -92,7 +97,7 @@ def _forward(q, k, v, segments, positions, pattern, scale):  # noqa: ANN001, ANN
     return out, (q, k, v, segments, positions, out, log_z)
 
 
-def _backward(pattern, scale, saved, d_out):  # noqa: ANN001, ANN202
+def _backward(pattern, scale, saved, d_out):
     q, k, v, segments, positions, out, log_z = saved
     heads, scaled = q.shape[1:3], q * jnp.asarray(scale, q.dtype)
     delta = jnp.sum(out.astype(log_z.dtype) * d_out.astype(log_z.dtype), axis=-1, keepdims=True)
