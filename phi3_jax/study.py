@@ -205,7 +205,7 @@ def export_data(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "phi3_jax.data.export", "--out", str(folder)]
     for key, value in arguments.items():
         command += [f"--{key.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
     for line in errors:
         if line.startswith("warning: "):
@@ -311,7 +311,7 @@ def _budget_runs(
                 keep_steps=tuple(forks.values()) if s == largest else (),
                 checkpoint_every=every or max(1, -(-s // 10)),
                 **shared,
-            )  # fmt: skip
+            )
         )
     return runs
 

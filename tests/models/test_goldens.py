@@ -39,7 +39,8 @@ def model_config(config: dict, window_rule: str = "transformers") -> ModelConfig
     context = config["max_position_embeddings"]
     if scaling:
         longrope = LongRope(
-            scaling.get("original_max_position_embeddings") or config["original_max_position_embeddings"], tuple(scaling["short_factor"]), tuple(scaling["long_factor"]),
+            scaling.get("original_max_position_embeddings") or config["original_max_position_embeddings"],
+            tuple(scaling["short_factor"]), tuple(scaling["long_factor"]),
             scaling.get("short_mscale"), scaling.get("long_mscale"), mscale_when_short=not small,
         )  # fmt: skip
     shared = dict(
