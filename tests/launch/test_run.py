@@ -120,7 +120,8 @@ def final_state(folder: Path) -> dict[str, np.ndarray]:
 
 def test_training_never_imports_tensorflow() -> None:
     code = (
-        "import sys, phi3_jax.launcher, phi3_jax.training.train, phi3_jax.data.export, phi3_jax.reporting.page;"
+        "import sys, tempfile, phi3_jax.launcher, phi3_jax.training.train, phi3_jax.data.export, phi3_jax.reporting.page;"
+        "from phi3_jax.training.metrics import RunLog; RunLog(tempfile.mkdtemp(), 0, tensorboard=True).close();"
         "print([m for m in ('tensorflow', 'seqio', 'tensorflow_datasets', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

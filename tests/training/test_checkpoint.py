@@ -108,7 +108,9 @@ def test_leaves_go_to_the_shardings_asked_for(tmp_path):
 RESHARD = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
+from phi3_jax.training import checkpoint
 from phi3_jax.training.checkpoint import Checkpointer, restore
+checkpoint.CHUNK_BYTES, checkpoint.LAYER_BYTES = 512, 128
 x = np.arange(64 * 48, dtype=np.float32).reshape(64, 48)
 def on(shape, spec):
     devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
@@ -129,7 +131,8 @@ def test_a_state_of_eight_devices_comes_back_on_any_other_mesh(tmp_path):
         [sys.executable, "-c", RESHARD, str(tmp_path)], capture_output=True, text=True, env=env, cwd=REPO
     )
     assert child.stdout.strip() == "equal", child.stderr
-    assert not child.stderr.strip(), "and silently"
+    warnings = [line for line in child.stderr.splitlines() if "target_byte_size too small" not in line]
+    assert not warnings, "and silently, but for the tiny chunks that this test sets"
 
 
 def test_a_part_of_the_state_can_be_loaded_in_another_dtype(tmp_path):

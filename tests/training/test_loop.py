@@ -20,6 +20,7 @@ import pytest
 
 from phi3_jax.errors import UserError
 from phi3_jax.training import checkpoint
+from phi3_jax.training import loop as loop_module
 from phi3_jax.training.checkpoint import CheckpointWarning, list_steps, restore
 from phi3_jax.training.loop import LoopConfig, config_diff, fit
 from phi3_jax.training.metrics import TIMING_FIELDS, read_rows
@@ -314,7 +315,8 @@ def test_an_unwritable_folder_is_refused_before_the_first_step(tmp_path):
         run(tmp_path / "file", step_fn=None)
 
 
-def test_progress_is_rare_ends_at_the_end_and_knows_its_numbers(tmp_path):
+def test_progress_is_rare_ends_at_the_end_and_knows_its_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "PROGRESS_SECONDS", 1e9)
     seen = []
     run(tmp_path, progress=seen.append)
     assert [row["step"] for row in seen] == [1, 24]

@@ -66,7 +66,7 @@ def test_devices_strategies_accumulation_and_gathering_agree(member: str, ladder
             assert metrics[key] == pytest.approx(value, rel=1e-5), (changes, key)
         # Adam's first steps divide gradients by their own size: compare what they moved, not round-off.
         for a, b in zip(jax.tree.leaves(base_state.opt), jax.tree.leaves(state.opt), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
 
 
 def test_fsdp_really_shards() -> None:
