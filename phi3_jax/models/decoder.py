@@ -38,15 +38,15 @@ def layer(
     with jax.named_scope("attention"):
         h = norm(x, params["attention_norm"], cfg)
         q, k, v = split_linear(params["qkv"], (cfg.queries_per_kv, 1, 1), axis=2)
-        q, k, v = (name(linear(h, p, "btd,dgrk->btgrk"), "qkv") for p in (q, k, v))
+        q, k, v = (name(linear(h, p), "qkv") for p in (q, k, v))
         q, k, v = rotate(q, table), jnp.squeeze(rotate(k, table), 3), jnp.squeeze(v, 3)
         a = name(attend(q, k, v, mask, cfg.softmax_scale, attention), "attention")
-        x = x + cfg.residual_multiplier * linear(a, params["out"], "btgrk,grkd->btd")
+        x = x + cfg.residual_multiplier * linear(a, params["out"], inputs=3)
     with jax.named_scope("mlp"):
         h = norm(x, params["mlp_norm"], cfg)
         gate, up = split_linear(params["gate_up"], (1, 1), axis=1)
-        gate, up = (name(linear(h, p, "btd,dcf->btcf"), "gate_up").squeeze(2) for p in (gate, up))
-        return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], "btf,fd->btd")
+        gate, up = (name(linear(h, p), "gate_up").squeeze(2) for p in (gate, up))
+        return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"])
 
 
 def _period(cfg: ModelConfig) -> int:
@@ -94,7 +94,8 @@ def hidden_states(
         positions = default_positions(tokens, segments)
     top = gather({k: v for k, v in params.items() if k != "blocks"})
     x = embed(top["embedding"], tokens, cfg, dtype)
-    table = rope_table(positions, cfg, rope_regime)
+    # Without the barrier XLA:CPU computes every sine again in every layer.
+    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime))
     masks = [
         Mask(cfg.window_keys, None if _is_dense(cfg, i) else cfg.blocksparse, segments, positions)
         for i in range(_period(cfg))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -39,9 +40,29 @@ def activate(gate: jax.Array, up: jax.Array, cfg: ModelConfig) -> jax.Array:
     return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
 
 
-def linear(x: jax.Array, params: dict[str, Any], equation: str) -> jax.Array:
-    """Einsum with the layer's weight, plus its bias if it has one; computes in x's dtype."""
-    y = jnp.einsum(equation, x, params["weight"].astype(x.dtype))
+def _reshape(x: jax.Array, shape: tuple[int, ...], axes: dict[int, str | None]) -> jax.Array:
+    """Reshape that says how the result is sharded: `axes` maps its dimensions to mesh axes."""
+    explicit = not jax.typeof(x).sharding.mesh.empty
+    return jax.lax.reshape(x, shape, out_sharding=jax.P(*map(axes.get, range(len(shape)))) if explicit else None)
+
+
+def flat(x: jax.Array, lead: int) -> jax.Array:
+    """x as a matrix: its first `lead` dimensions made one, and the others another."""
+    spec = jax.typeof(x).sharding.spec
+    shape = math.prod(x.shape[:lead]), math.prod(x.shape[lead:])
+    return _reshape(x, shape, {0: spec[0], 1: spec[lead]})
+
+
+def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1) -> jax.Array:
+    """Contracts the last `inputs` dimensions of x (batch, time, ...) with the weight's first ones; in x's dtype.
+
+    Computed as one product of two matrices: with batch and time apart, XLA:CPU would copy the gradient of the result
+    transposed to make the weight's gradient.
+    """
+    weight, lead = params["weight"].astype(x.dtype), x.ndim - inputs
+    y = flat(x, lead) @ flat(weight, inputs)
+    batch, out = jax.typeof(x).sharding.spec[0], jax.typeof(weight).sharding.spec[inputs]
+    y = _reshape(y, (*x.shape[:lead], *weight.shape[inputs:]), {0: batch, lead: out})
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 

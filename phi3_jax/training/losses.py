@@ -12,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from phi3_jax.models.layers import flat
+
 
 def _chunk_loss(
     hidden: jax.Array, matrix: jax.Array, targets: jax.Array, mask: jax.Array | None, scale: float
@@ -101,7 +103,7 @@ def _forward(
         d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None] - jnp.where(hit, w[..., None], 0)
         d_logits = (d_logits * scale).astype(h.dtype)
         d_hidden = jnp.einsum("bpv,dv->bpd", d_logits, matrix)
-        d_matrix += jnp.einsum("bpd,bpv->dv", h, d_logits, out_sharding=_sharding_of(matrix))
+        d_matrix += jnp.einsum("nd,nv->dv", flat(h, 2), flat(d_logits, 2), out_sharding=_sharding_of(matrix))
         return (total, d_matrix), (log_z - picked, d_hidden)
 
     start = (jnp.float32(0), jnp.zeros_like(matrix))
