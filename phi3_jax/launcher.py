@@ -26,6 +26,14 @@ from phi3_jax.training.loop import DONE
 from phi3_jax.training.metrics import ProgressBars
 
 OPTIONS = ("--config", "--workdir", "--resume")
+# XLA:CPU asks malloc for a step's buffers and frees them after it. glibc's defaults give such blocks back to the kernel, so
+# that every step faults its memory in anew, 4 KiB at a time; these keep it, in huge pages. Other C libraries ignore them.
+MALLOC = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**40, "top_pad": 64 * 2**20, "arena_max": 1,
+    }.items()
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -236,6 +244,7 @@ class _Worker:
         self.names, self.cores = [run.name for run in group], cores
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
             "PHI3_JAX_STARTED": str(time.time()),
             "PHI3_JAX_RESUME": resume,
             "PHI3_JAX_CORES": ",".join(map(str, sorted(cores))),

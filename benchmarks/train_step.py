@@ -1,0 +1,230 @@
+"""Tokens/s of a training step beside Hugging Face's Phi3ForCausalLM on PyTorch, on all cores given.
+
+    python benchmarks/train_step.py [--shapes pico 7.5M 69M] [--runs 7] [--dtype float32] [--default-malloc]
+
+Both sides do forward, backward and AdamW on the same shapes and batch (the peer: eager attention, fused AdamW; install it
+with `pip install -e '.[peer]'`, without it its columns are empty). Each runs in its own process, because their thread pools
+would fight in one; they take turns, and medians are shown. Both have the malloc settings of a sweep's workers, which
+help both. `others` is the part of a core that other processes took meanwhile: the figures mean something only where it is
+near 0. GFLOP/s follow `phi3_jax.scaling.flops`; `of peak` is beside the same library's matrix product of 2048 x 2048.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from phi3_jax.configs import ModelConfig
+from phi3_jax.launcher import MALLOC
+from phi3_jax.scaling.flops import train_flops_per_token
+
+# width, layers, heads, mlp, vocab, windows, time
+SHAPES = {
+    "pico": (48, 4, 3, 128, 320, 44, 24),
+    "7.5M": (256, 8, 4, 704, 2048, 8, 256),
+    "69M": (768, 8, 12, 2048, 8192, 4, 512),
+}
+STEPS = {"pico": 20, "7.5M": 1, "69M": 1}  # steps a turn
+SIDE = 2048
+
+
+def model_of(shape: str) -> ModelConfig:
+    width, layers, heads, mlp, vocab, _, _ = SHAPES[shape]
+    return ModelConfig(
+        name=shape, member="mini", scale="benchmark", ladder="family", vocab=vocab, embed=width, layers=layers,
+        heads=heads, kv_heads=heads, head_dim=width // heads, mlp=mlp, context=4096,
+    )  # fmt: skip
+
+
+def fastest(product: Callable[[], Any]) -> float:
+    """GFLOP/s of the fastest of several runs of a SIDE x SIDE product."""
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / min(times) / 1e9
+
+
+def ours(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]:
+    """(step() -> loss, products): the package's own step, compiled."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from phi3_jax.configs import DataConfig, OptimConfig, RunConfig
+    from phi3_jax.sharding import rules
+    from phi3_jax.sharding.mesh import make_mesh
+    from phi3_jax.training import step
+
+    _, _, _, _, vocab, windows, length = SHAPES[shape]
+    optim = OptimConfig(b2=0.999, eps=1e-8, weight_decay=0.01)
+    run = RunConfig(shape, model_of(shape), optim, DataConfig("", "", "", length, vocab), windows, 100, dtype=dtype)
+    rng = np.random.default_rng(0)
+    ids = {name: rng.integers(0, vocab, (windows, length)) for name in ("tokens", "targets")}
+    ones = np.ones((windows, length))
+    batch = ids | {"segments": ones, "domains": ones, "positions": np.broadcast_to(np.arange(length), ones.shape)}
+    mesh = make_mesh(jax.devices()[:1])
+    jax.set_mesh(mesh)
+    batch = jax.device_put({k: v.astype(np.int32) for k, v in batch.items()}, rules.batch_sharding("dp", mesh))
+    state = step.init_state(run, mesh)
+    train_step, _ = step.compile_steps(run, step.Loss(("text",), False))
+
+    def go() -> float:
+        nonlocal state
+        state, metrics = train_step(state, batch, jnp.float32(1e-3))
+        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    def ceiling(kind: str) -> float:
+        a = jnp.ones((SIDE, SIDE), kind)
+        product = jax.jit(lambda a: a @ a)
+        return fastest(lambda: product(a).block_until_ready())
+
+    return go, {kind: ceiling(kind) for kind in ("float32", "bfloat16")}
+
+
+def peer(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]:
+    """The same step with transformers and PyTorch; bfloat16 by autocast."""
+    import torch
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    width, layers, heads, mlp, vocab, windows, length = SHAPES[shape]
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=vocab, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=4096, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, attn_implementation="eager", tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens, targets = (torch.randint(0, vocab, (windows, length)) for _ in range(2))
+
+    def go() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(input_ids=tokens).logits
+            loss = torch.nn.functional.cross_entropy(logits.view(-1, vocab).float(), targets.view(-1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    products = {}
+    for kind in ("float32", "bfloat16"):
+        a = torch.ones(SIDE, SIDE, dtype=getattr(torch, kind))
+        products[kind] = fastest(lambda a=a: a @ a)
+    return go, products
+
+
+def serve(side: str, shape: str, dtype: str) -> None:
+    """A measuring process: says what it has, then runs as many steps as each line of stdin asks for."""
+    go, products = ours(shape, dtype) if side == "ours" else peer(shape, dtype)
+    start = time.perf_counter()
+    go()
+    first = time.perf_counter() - start
+    go()
+    print(json.dumps({"products": products, "first": first}), flush=True)
+    for line in sys.stdin:
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(int(line)):
+            loss = go()
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(json.dumps({"wall": wall, "cpu": cpu, "loss": loss}), flush=True)
+
+
+def busy() -> float:
+    """CPU seconds of the whole machine since it started, without idling; 0 where the system does not say."""
+    try:
+        with open("/proc/stat") as file:
+            fields = [int(x) for x in file.readline().split()[1:8]]
+    except OSError:
+        return 0.0
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+class Side:
+    """One measuring process, seen from the parent."""
+
+    def __init__(self, name: str, shape: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--shapes", shape, "--dtype", options.dtype]
+        tuned = {} if options.default_malloc else {"GLIBC_TUNABLES": MALLOC}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | tuned
+        )
+        self.hello = self._answer()
+        self.walls, self.others = [], []
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: {self.process.args} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def turn(self, steps: int) -> None:
+        time.sleep(0.3)  # the other side's threads go to sleep
+        before = busy()
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        row = self._answer()
+        self.walls.append(row["wall"] / steps)
+        self.others.append(max(0.0, busy() - before - row["cpu"]) / row["wall"])
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(shape: str, options: argparse.Namespace) -> str:
+    """Runs one shape; returns its row."""
+    names = ["ours"] + ["peer"] * (importlib.util.find_spec("torch") is not None)
+    sides = [Side(name, shape, options) for name in names]
+    for _ in range(options.runs):
+        for side in sides:
+            side.turn(STEPS[shape])
+    _, _, _, _, _, windows, length = SHAPES[shape]
+    cells = [f"{shape:6}"]
+    for side in sides:
+        rate = windows * length / statistics.median(side.walls)
+        gflops = rate * train_flops_per_token(model_of(shape), length) / 1e9
+        cells.append(
+            f"{rate:10,.0f} {gflops:8.0f} {gflops / side.hello['products'][options.dtype]:8.0%} {side.hello['first']:8.1f}"
+        )
+        side.close()
+    cells += [" " * 37] * (2 - len(sides))
+    ratios = [b / a for a, b in zip(sides[0].walls, sides[-1].walls, strict=True)] if len(sides) > 1 else []
+    cells.append(f"{statistics.median(ratios):6.2f}x" if ratios else " " * 7)
+    cells.append(f"{statistics.median(x for side in sides for x in side.others):7.0%}")
+    for name, side in zip(names, sides, strict=True):
+        print(f"# {shape} {name}: matrix product", *(f"{k} {v:.0f} GFLOP/s" for k, v in side.hello["products"].items()))
+    return "  ".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--runs", type=int, default=7, help="turns of each side (default 7)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--default-malloc", action="store_true", help="leave malloc as it is, on both sides")
+    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve, options.shapes[0], options.dtype)
+    rows = [compare(shape, options) for shape in options.shapes]
+    columns = f"{'tokens/s':>10} {'GFLOP/s':>8} {'of peak':>8} {'first s':>8}"
+    print(f"{'':6}  {'phi3_jax':^37}  {'transformers':^37}")
+    print(f"{'shape':6}  {columns}  {columns}  {'ratio':>7}  {'others':>7}")
+    print("\n".join(rows))
+    print(f"{options.dtype}, {len(os.sched_getaffinity(0))} cores: python {' '.join(sys.argv)}")
+
+
+if __name__ == "__main__":
+    main()
