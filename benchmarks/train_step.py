@@ -1,12 +1,14 @@
 """Tokens/s of a training step beside Hugging Face's Phi3ForCausalLM on PyTorch, on all cores given.
 
-    python benchmarks/train_step.py [--shapes pico 7.5M 69M] [--runs 7] [--dtype float32] [--default-malloc]
+    python benchmarks/train_step.py [--shapes sweep pico 7.5M 69M] [--runs 7] [--dtype float32]
 
-Both sides do forward, backward and AdamW on the same shapes and batch (the peer: eager attention, fused AdamW; install it
-with `pip install -e '.[peer]'`, without it its columns are empty). Each runs in its own process, because their thread pools
-would fight in one; they take turns, and medians are shown. Both have the malloc settings of a sweep's workers, which
-help both. `others` is the part of a core that other processes took meanwhile: the figures mean something only where it is
-near 0. GFLOP/s follow `phi3_jax.scaling.flops`; `of peak` is beside the same library's matrix product of 2048 x 2048.
+All do forward, backward and AdamW on the same shapes and batch (the peer: eager attention, fused AdamW; install it with
+`pip install -e '.[peer]'`, without it its columns are empty). `phi3_jax` runs as the launcher runs it, with the launcher's
+malloc settings; `transformers` as its users do; `tuned` is the same with our malloc settings. One process each, with all
+cores, except for `sweep`: there phi3_jax and tuned are one pinned process a core, as in a sweep, and their rates add up.
+The sides take turns; medians are shown. `others` is the part of a core that other processes took meanwhile: the figures
+mean something only where it is near 0. GFLOP/s follow `phi3_jax.scaling.flops`; `of peak` is beside the same library's
+matrix product of 2048 x 2048 (on one core, times the processes, for `sweep`).
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from phi3_jax.scaling.flops import train_flops_per_token
 
 # width, layers, heads, mlp, vocab, windows, time
 SHAPES = {
+    "sweep": (48, 4, 3, 128, 320, 44, 24),
     "pico": (48, 4, 3, 128, 320, 44, 24),
     "7.5M": (256, 8, 4, 704, 2048, 8, 256),
     "69M": (768, 8, 12, 2048, 8192, 4, 512),
 }
-STEPS = {"pico": 20, "7.5M": 1, "69M": 1}  # steps a turn
+COLUMNS = ("phi3_jax", "transformers", "tuned")
+STEPS = {"sweep": 20, "pico": 20, "7.5M": 1, "69M": 1}  # steps a turn
 SIDE = 2048
 
 
@@ -127,7 +131,7 @@ def peer(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]
 
 def serve(side: str, shape: str, dtype: str) -> None:
     """A measuring process: says what it has, then runs as many steps as each line of stdin asks for."""
-    go, products = ours(shape, dtype) if side == "ours" else peer(shape, dtype)
+    go, products = ours(shape, dtype) if side == "phi3_jax" else peer(shape, dtype)
     start = time.perf_counter()
     go()
     first = time.perf_counter() - start
@@ -152,59 +156,67 @@ def busy() -> float:
 
 
 class Side:
-    """One measuring process, seen from the parent."""
+    """The measuring processes of one column, seen from the parent."""
 
-    def __init__(self, name: str, shape: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--shapes", shape, "--dtype", options.dtype]
-        tuned = {} if options.default_malloc else {"GLIBC_TUNABLES": MALLOC}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | tuned
-        )
-        self.hello = self._answer()
+    def __init__(self, name: str, shape: str, dtype: str) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--shapes", shape, "--dtype", dtype]
+        tuned = {"GLIBC_TUNABLES": MALLOC} if name != "transformers" else {}
+        cores = sorted(os.sched_getaffinity(0))
+        pins = [{core} for core in cores] if shape == "sweep" and name != "transformers" else [set(cores)]
+        self.name, self.processes = name, []
+        for pin in pins:
+            os.sched_setaffinity(0, pin)  # inherited
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.processes.append(subprocess.Popen(command, env=os.environ | tuned, **pipes))
+        os.sched_setaffinity(0, cores)
+        hellos = [self._answer(process) for process in self.processes]
+        self.first = max(hello["first"] for hello in hellos)
+        self.products = {k: sum(hello["products"][k] for hello in hellos) for k in hellos[0]["products"]}
         self.walls, self.others = [], []
 
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
+    def _answer(self, process: subprocess.Popen) -> dict[str, Any]:
+        line = process.stdout.readline()
         if not line:
-            raise SystemExit(f"error: {self.process.args} ended with status {self.process.wait()}")
+            raise SystemExit(f"error: {process.args} ended with status {process.wait()}")
         return json.loads(line)
 
     def turn(self, steps: int) -> None:
+        """Runs `steps` steps in each process at the same time; keeps the seconds a step of all of them together."""
         time.sleep(0.3)  # the other side's threads go to sleep
         before = busy()
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        row = self._answer()
-        self.walls.append(row["wall"] / steps)
-        self.others.append(max(0.0, busy() - before - row["cpu"]) / row["wall"])
+        for process in self.processes:
+            process.stdin.write(f"{steps}\n")
+            process.stdin.flush()
+        rows = [self._answer(process) for process in self.processes]
+        self.walls.append(1 / sum(steps / row["wall"] for row in rows))
+        elapsed, cpu = max(row["wall"] for row in rows), sum(row["cpu"] for row in rows)
+        self.others.append(max(0.0, busy() - before - cpu) / elapsed)
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        for process in self.processes:
+            process.stdin.close()
+            process.wait()
 
 
 def compare(shape: str, options: argparse.Namespace) -> str:
     """Runs one shape; returns its row."""
-    names = ["ours"] + ["peer"] * (importlib.util.find_spec("torch") is not None)
-    sides = [Side(name, shape, options) for name in names]
+    names = COLUMNS if importlib.util.find_spec("torch") else COLUMNS[:1]
+    sides = [Side(name, shape, options.dtype) for name in names]
     for _ in range(options.runs):
         for side in sides:
             side.turn(STEPS[shape])
     _, _, _, _, _, windows, length = SHAPES[shape]
-    cells = [f"{shape:6}"]
+    cells, ratios = [f"{shape:6}"], []
     for side in sides:
+        side.close()
         rate = windows * length / statistics.median(side.walls)
         gflops = rate * train_flops_per_token(model_of(shape), length) / 1e9
-        cells.append(
-            f"{rate:10,.0f} {gflops:8.0f} {gflops / side.hello['products'][options.dtype]:8.0%} {side.hello['first']:8.1f}"
-        )
-        side.close()
-    cells += [" " * 37] * (2 - len(sides))
-    ratios = [b / a for a, b in zip(sides[0].walls, sides[-1].walls, strict=True)] if len(sides) > 1 else []
-    cells.append(f"{statistics.median(ratios):6.2f}x" if ratios else " " * 7)
+        cells.append(f"{rate:10,.0f} {gflops:8.0f} {gflops / side.products[options.dtype]:8.0%} {side.first:8.1f}")
+        ratios.append(statistics.median(b / a for a, b in zip(sides[0].walls, side.walls, strict=True)))
+        print(f"# {shape} {side.name}: matrix product", *(f"{k} {v:.0f} GFLOP/s" for k, v in side.products.items()))
+    cells += [" " * 37] * (len(COLUMNS) - len(sides))
+    cells += [f"{ratio:6.2f}x" for ratio in ratios[1:]] + [" " * 7] * (len(COLUMNS) - len(sides))
     cells.append(f"{statistics.median(x for side in sides for x in side.others):7.0%}")
-    for name, side in zip(names, sides, strict=True):
-        print(f"# {shape} {name}: matrix product", *(f"{k} {v:.0f} GFLOP/s" for k, v in side.hello["products"].items()))
     return "  ".join(cells)
 
 
@@ -213,15 +225,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--runs", type=int, default=7, help="turns of each side (default 7)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--default-malloc", action="store_true", help="leave malloc as it is, on both sides")
-    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=COLUMNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve, options.shapes[0], options.dtype)
     rows = [compare(shape, options) for shape in options.shapes]
     columns = f"{'tokens/s':>10} {'GFLOP/s':>8} {'of peak':>8} {'first s':>8}"
-    print(f"{'':6}  {'phi3_jax':^37}  {'transformers':^37}")
-    print(f"{'shape':6}  {columns}  {columns}  {'ratio':>7}  {'others':>7}")
+    print(f"{'':6}", *(f"{name:^37}" for name in COLUMNS), f"{'phi3_jax beside':^16}", sep="  ")
+    print(f"{'shape':6}", *[columns] * 3, f"{'plain':>7}  {'tuned':>7}  {'others':>7}", sep="  ")
     print("\n".join(rows))
     print(f"{options.dtype}, {len(os.sched_getaffinity(0))} cores: python {' '.join(sys.argv)}")
 

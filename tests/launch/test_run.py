@@ -86,22 +86,37 @@ def test_another_config_is_refused_with_the_difference(whole: Path) -> None:
     assert "optim.peak_lr: 0.003 -> 0.01" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_kill_9_then_the_same_command_equals_the_unbroken_run(whole: Path, tmp_path: Path) -> None:
-    arguments = command("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(tmp_path), *OVERRIDES)
+def started(folder: Path, goal: int) -> subprocess.Popen:
+    """The whole study's command in another folder, left running when `goal` rows are logged."""
+    arguments = command("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(folder), *OVERRIDES)
     environment = os.environ | {"XLA_FLAGS": ""}
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
-    deadline, goal = time.time() + 200, random.randint(12, 45)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    deadline = time.time() + 200
     while time.time() < deadline and process.poll() is None:
-        metrics = list(tmp_path.glob("*/metrics.jsonl"))
+        metrics = list(folder.glob("*/metrics.jsonl"))
         if metrics and metrics[0].read_bytes().count(b"\n") >= goal:
             break
         time.sleep(0.01)
+    return process
+
+
+def test_kill_9_and_sigterm_then_the_same_command_equals_the_unbroken_run(whole: Path, tmp_path: Path) -> None:
+    process = started(tmp_path, random.randint(12, 25))
     worker = subprocess.run(["pgrep", "-f", f"phi3_jax.training.train {tmp_path}"], capture_output=True, text=True)
     for pid in worker.stdout.split():
         os.kill(int(pid), signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert worker.stdout.strip(), "nothing was there to kill"
+    assert process.returncode == 2 and not (only_run(tmp_path) / "done.json").exists()
+
+    process = started(tmp_path, random.randint(30, 45))
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == 0 and "the same command goes on from here" in out
     assert not (only_run(tmp_path) / "done.json").exists()
+
     run("--config", f"{EXPERIMENT}:{WORDS}", "--workdir", str(tmp_path), *OVERRIDES)
     assert rows(tmp_path) == rows(whole)
     assert rows(tmp_path, "evals.jsonl") == rows(whole, "evals.jsonl")
