@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, so that sharding is tested on any machine."""
+"""Eight fake CPU devices for every test, so that sharding is tested on any machine; quick compilation."""
 
 from __future__ import annotations
 
@@ -7,4 +7,5 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    flags = f"--xla_backend_optimization_level=1 {flags} --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = flags
