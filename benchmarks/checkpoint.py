@@ -5,6 +5,7 @@
 The disk's sequential write rate is measured in the same rounds (one file of the same size, 16 MB writes, fsync at the
 end), and the save counts everything until its folder is committed: arrays, checksums read back, fsync. The training
 step is a chain of matrix products with the state's own parameters, 2,048 tokens, backward pass and Adam, donated.
+It runs with the launcher's malloc settings, as training does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from phi3_jax.launcher import MALLOC
 from phi3_jax.training.checkpoint import Checkpointer, Keep, restore
 
 WIDTH, TOKENS = 1024, 2048
@@ -103,6 +106,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
     args = parser.parse_args()
+    if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": MALLOC})
     folder = args.folder / f"checkpoint-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
