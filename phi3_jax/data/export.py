@@ -448,18 +448,22 @@ def _existing(out: Path, recipe: Recipe, overwrite: bool) -> dict[str, Any] | No
         manifest = manifests.read(out)
     except UserError:
         manifest = None
-    if manifest is not None:
-        shards = [shard for part in [*manifest["sources"], *manifest["evals"]] for shard in part["shards"]]
-        whole = all((f := out / s["file"]).is_file() and f.stat().st_size == s["size"] for s in shards)
-        wanted = json.loads(json.dumps([recipe.generator, recipe.inputs]))
-        if whole and [manifest["generator"], manifest["inputs"]] == wanted:
-            return manifest
+    wanted = json.loads(json.dumps([recipe.generator, recipe.inputs]))
+    same = manifest is not None and [manifest["generator"], manifest["inputs"]] == wanted
+    if same:
+        from phi3_jax.data.loader import open_dataset  # brings grain, and so jax
+
+        try:
+            return open_dataset(out).manifest
+        except UserError:
+            if not overwrite:
+                raise
     if overwrite:
         return None
     found = manifest["generator"] if manifest else {}
     differs = [f"{k}: {found.get(k)} -> {v}" for k, v in recipe.generator.items() if found.get(k) != v]
-    reason = ", ".join(differs) or "its input or shards have changed"
-    raise UserError(f"{out} holds another data set ({reason}); choose another --out or pass --overwrite")
+    reason = ", ".join(differs) or "its input files have changed"
+    raise UserError(f"{out} holds another data set ({reason}); choose another folder, or remove this one")
 
 
 # ------------------------------------------------------------------------------------------- command line

@@ -127,7 +127,7 @@ def _open(path: Path) -> Any:
 def _check_shard(folder: Path, shard: dict[str, Any], verify: str) -> None:
     """Size and record count, and the sha256 with verify="sha256"."""
     path = folder / shard["file"]
-    again = "export the data set again"
+    again = f"remove {folder} to export the data set again"
     if not path.is_file():
         raise UserError(f"shard {path} is missing; {again}")
     size = path.stat().st_size
