@@ -117,7 +117,8 @@ class RecordSource:
 
     def _damage(self, shard: int, number: int, problem: str) -> UserError:
         path = self._folder / self._shards[shard]["file"]
-        return UserError(f"damaged data: record {number} of shard {path} {problem}; export the data set again")
+        again = f"remove {self._folder} to export it again"
+        return UserError(f"damaged data: record {number} of shard {path} {problem}; {again}")
 
 
 def _open(path: Path) -> Any:
