@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from phi3_jax.errors import UserError as UserError
 from phi3_jax.family import proxy as proxy
 from phi3_jax.family import published as published
+
+if TYPE_CHECKING:
+    from phi3_jax.loading import Model
+
+
+def load(path: Any, **options: Any) -> Model:
+    """A model from a run, a checkpoint or "hf:FOLDER": params, config, tokenizer, `.logits`. See `loading.load`."""
+    from phi3_jax.loading import load as load_model  # imports jax, which `import phi3_jax` does not
+
+    return load_model(path, **options)

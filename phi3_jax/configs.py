@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from phi3_jax.errors import UserError
@@ -26,7 +27,8 @@ class LongRope:
     """LongRoPE: per-frequency factors for short and long inputs (Phi-3 report section 2; facts sheet section 1).
 
     `short`/`long` hold head_dim/2 factors, or None where no public source lists them (they then come with a
-    checkpoint). `short_mscale`/`long_mscale` are phi-3-small's own attention factors; None means: derive.
+    checkpoint). `short_mscale`/`long_mscale` are a config's own attention factors (phi-3-small, phi-3.5-MoE); None means:
+    derive.
     """
 
     original_context: int
@@ -34,7 +36,7 @@ class LongRope:
     long: tuple[float, ...] | None = None
     short_mscale: float | None = None
     long_mscale: float | None = None
-    mscale_when_short: bool = True  # mini, medium: at every length; phi-3-small: only in the long regime
+    mscale_when_short: bool = True  # mini, medium: derived at every length; phi-3-small: only in the long regime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,20 @@ class BlockSparse:
     vert_stride: int = 8
     homo_head: bool = False
     dense_every: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """phi-3.5-MoE's mixture of SwiGLU experts, routed by SparseMixer as in evaluation (two experts a token).
+
+    `jitter` is router_jitter_noise: experts whose score lies further than 2 jitter (relative) below the best are left out
+    of its softmax. `head_bias`: the unembedding has a bias.
+    """
+
+    count: int = 16
+    per_token: int = 2
+    jitter: float = 0.01
+    head_bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +113,11 @@ class ModelConfig:
     embed_multiplier: float = 1.0
     logit_divisor: float = 1.0
     attention_divisor: str = "sqrt"  # softmax scale 1/sqrt(head_dim), or "linear": 1/head_dim (phi-3-small)
+    attention_multiplier: float = 1.0  # on the softmax scale (phi-3-small's mup_attn_multiplier)
     dummy_tokens: tuple[tuple[int, int], ...] = ()  # [start, stop) ranges whose logits are masked
     init_std: float = 0.02
     mup: Mup | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         for field in ("vocab", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp", "context"):
@@ -130,6 +148,11 @@ class ModelConfig:
             self.attention_divisor in ("sqrt", "linear"),
             f"model.attention_divisor={self.attention_divisor!r}; valid: sqrt, linear",
         )
+        if self.experts:
+            _require(
+                self.experts.per_token == 2 <= self.experts.count,
+                f"experts.per_token={self.experts.per_token} of {self.experts.count}; SparseMixer takes two a token",
+            )
         if self.longrope:
             for which in ("short", "long"):
                 factors = getattr(self.longrope, which)
@@ -170,13 +193,15 @@ class ModelConfig:
         """Scale of q.k: published rule, or sqrt(base_head_dim)/head_dim under muP."""
         if self.mup and self.attention_divisor == "sqrt":
             return math.sqrt(self.mup.base_head_dim) / self.head_dim
-        return 1.0 / self.head_dim if self.attention_divisor == "linear" else 1.0 / math.sqrt(self.head_dim)
+        divisor = self.head_dim if self.attention_divisor == "linear" else math.sqrt(self.head_dim)
+        return self.attention_multiplier / divisor
 
     @property
     def matrix_params(self) -> int:
-        """Non-embedding parameters in matrices: attention and MLP weights, no norms, no biases."""
+        """Non-embedding parameters in matrices: attention, MLP and router weights, no norms, no biases."""
         attention = 2 * self.embed * self.heads * self.head_dim + 2 * self.embed * self.kv_heads * self.head_dim
-        return self.layers * (attention + 3 * self.embed * self.mlp)
+        mlps, router = (self.experts.count, self.experts.count * self.embed) if self.experts else (1, 0)
+        return self.layers * (attention + router + mlps * 3 * self.embed * self.mlp)
 
     @property
     def is_proxy(self) -> bool:
@@ -186,9 +211,27 @@ class ModelConfig:
     def label(self) -> str:
         """What a figure or file must call this model."""
         if not self.is_proxy:
-            return f"phi-3-{self.member}"
+            return "phi-3.5-MoE" if self.experts else f"phi-3-{self.member}"
         kind = "clean ladder" if self.ladder == "clean" else "family shape"
         return f"phi-3-{self.member} proxy ({self.scale}, {kind})"
+
+
+def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig of `dataclasses.asdict` or its JSON; keys that are no field of it are left out.
+
+    Raises:
+      UserError: a field is missing or has no valid value.
+    """
+    model = {f.name: tree[f.name] for f in dataclasses.fields(ModelConfig) if f.name in tree}
+    for name, kind in (("longrope", LongRope), ("blocksparse", BlockSparse), ("mup", Mup), ("experts", Experts)):
+        if isinstance(model.get(name), Mapping):
+            inner = {k: tuple(v) if isinstance(v, list) else v for k, v in model[name].items()}
+            model[name] = kind(**inner)
+    model["dummy_tokens"] = tuple((int(a), int(b)) for a, b in model.get("dummy_tokens", ()))
+    try:
+        return ModelConfig(**model)
+    except TypeError as error:
+        raise UserError(f"not a model's config: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +344,9 @@ def science(run: RunConfig) -> dict[str, Any]:
 
     stripped = strip(tree)
     stripped["model"].pop("name", None)
+    for later, default in (("attention_multiplier", 1.0), ("experts", None)):
+        if stripped["model"][later] == default:  # fields that came later leave the fingerprints of older runs alone
+            del stripped["model"][later]
     return stripped
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax import family
-from phi3_jax.configs import DataConfig, ModelConfig, OptimConfig, RunConfig
+from phi3_jax.configs import DataConfig, ModelConfig, OptimConfig, RunConfig, model_from_dict
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models.spec import count_params
 from phi3_jax.planning import memory
@@ -363,15 +363,8 @@ def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """The inverse of `dataclasses.asdict` after JSON."""
-    from phi3_jax import configs
-
-    model = dict(tree["model"])
-    for key, kind in (("longrope", configs.LongRope), ("blocksparse", configs.BlockSparse), ("mup", configs.Mup)):
-        if model[key] is not None:
-            model[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in model[key].items()})
-    model["dummy_tokens"] = tuple(tuple(pair) for pair in model["dummy_tokens"])
     fields = dict(tree) | {
-        "model": ModelConfig(**model),
+        "model": model_from_dict(tree["model"]),
         "optim": OptimConfig(**tree["optim"]),
         "data": DataConfig(**tree["data"]),
         "keep_steps": tuple(tree["keep_steps"]),

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
+from phi3_jax.models import experts
 from phi3_jax.models.attention import Mask, attend
 from phi3_jax.models.layers import activate, linear, norm, split_linear
 from phi3_jax.models.rotary import rope_table, rotate
@@ -44,6 +45,8 @@ def layer(
         x = x + cfg.residual_multiplier * linear(a, params["out"], inputs=3)
     with jax.named_scope("mlp"):
         h = norm(x, params["mlp_norm"], cfg)
+        if cfg.experts:
+            return x + cfg.residual_multiplier * experts.mixture(h, params, cfg)
         gate, up = split_linear(params["gate_up"], (1, 1), axis=1)
         gate, up = (name(linear(h, p), "gate_up").squeeze(2) for p in (gate, up))
         return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"])
@@ -174,6 +177,8 @@ def dummy_mask(cfg: ModelConfig) -> jax.Array | None:
 def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
     """Float32 logits (..., vocab) of hidden states; product in the hidden dtype, then cast, scaled, masked."""
     out = jnp.einsum("...d,dv->...v", hidden, output_matrix(params, cfg).astype(hidden.dtype))
+    if "unembedding_bias" in params:
+        out = out + params["unembedding_bias"].astype(out.dtype)
     out = out.astype(jnp.promote_types(out.dtype, jnp.float32)) * logit_scale(cfg)
     mask = dummy_mask(cfg)
     return out if mask is None else jnp.where(mask, jnp.finfo(out.dtype).min, out)

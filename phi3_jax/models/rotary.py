@@ -20,16 +20,17 @@ REGIMES = ("auto", "short", "long")
 def attention_factor(longrope: LongRope, context: int, long: bool) -> float:
     """Factor on cos and sin: sqrt(1 + ln(context/original)/ln(original)), or phi-3-small's mscales.
 
-    mini and medium use it at every length; phi-3-small uses short_mscale (default 1) up to the original context and
-    long_mscale (default: the formula) beyond. Values <= 0 count as absent.
+    A config's own short_mscale (up to the original context) or long_mscale (beyond) is taken where it is set and > 0:
+    phi-3-small, phi-3.5-MoE. Otherwise mini and medium use the formula at every length, phi-3-small beyond the original
+    context only (1 before).
     """
     derived = 1.0
     if context > longrope.original_context:
         derived = math.sqrt(1 + math.log(context / longrope.original_context) / math.log(longrope.original_context))
-    if longrope.mscale_when_short:
-        return derived
     given = longrope.long_mscale if long else longrope.short_mscale
-    return given if given and given > 0 else (derived if long else 1.0)
+    if given and given > 0:
+        return given
+    return derived if long or longrope.mscale_when_short else 1.0
 
 
 def _table(positions: jax.Array, cfg: ModelConfig, factors: tuple[float, ...] | None, scale: float) -> jax.Array:

@@ -30,6 +30,8 @@ class ParamSpec:
       role: "embedding", "hidden", "norm", "bias" or "unembedding".
       init: "normal", "uniform", "ones" or "zeros".
       std: standard deviation of "normal", half width of "uniform".
+      hf: name in the published checkpoints; "{layer}" and "{expert}" stand for the numbers of those along the stacked
+        dimensions. `interop.huggingface` knows the layouts.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +39,7 @@ class ParamSpec:
     role: str
     init: str = "normal"
     std: float = 0.0
+    hf: str = ""
 
     @property
     def size(self) -> int:
@@ -64,11 +67,13 @@ def _hidden_std(cfg: ModelConfig, fan_in: int, residual_output: bool) -> float:
     return cfg.init_std
 
 
-def _norm_specs(cfg: ModelConfig, stacked: bool) -> dict[str, ParamSpec]:
+def _norm_specs(cfg: ModelConfig, hf: str) -> dict[str, ParamSpec]:
+    """Gain, and bias of a LayerNorm; stacked over layers where the published name has a layer number."""
+    stacked = "{layer}" in hf
     shape, axes = ((cfg.layers, cfg.embed), ("layers", "embed")) if stacked else ((cfg.embed,), ("embed",))
-    specs = {"scale": ParamSpec(shape, axes, "norm", "ones")}
+    specs = {"scale": ParamSpec(shape, axes, "norm", "ones", hf=f"{hf}.weight")}
     if cfg.norm == "layer":
-        specs["bias"] = ParamSpec(shape, axes, "bias", "zeros")
+        specs["bias"] = ParamSpec(shape, axes, "bias", "zeros", hf=f"{hf}.bias")
     return specs
 
 
@@ -77,16 +82,18 @@ def _linear_specs(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     inputs: int,
+    hf: str,
     residual_output: bool = False,
 ) -> dict[str, ParamSpec]:
     """A stacked linear map whose first `inputs` dimensions contract; its bias has the others."""
     fan_in = math.prod(shape[:inputs])
-    weight = ParamSpec((cfg.layers, *shape), ("layers", *axes), "hidden", std=_hidden_std(cfg, fan_in, residual_output))
+    hf, std = f"model.layers.{{layer}}.{hf}", _hidden_std(cfg, fan_in, residual_output)
+    weight = ParamSpec((cfg.layers, *shape), ("layers", *axes), "hidden", std=std, hf=f"{hf}.weight")
     if not cfg.bias:
         return {"weight": weight}
     # PyTorch's default, which Microsoft's initialiser leaves untouched; muP starts biases at zero.
     init = ("zeros", 0.0) if cfg.mup else ("uniform", fan_in**-0.5)
-    bias = ParamSpec((cfg.layers, *shape[inputs:]), ("layers", *axes[inputs:]), "bias", *init)
+    bias = ParamSpec((cfg.layers, *shape[inputs:]), ("layers", *axes[inputs:]), "bias", *init, hf=f"{hf}.bias")
     return {"weight": weight, "bias": bias}
 
 
@@ -97,26 +104,62 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     holds each kv head's queries, then its key, then its value (phi-3-small's published order; for mini and medium a
     permutation of theirs); `gate_up` (embed, 2, mlp) the gate, then the linear part.
     """
-    d, g, r, k, f = cfg.embed, cfg.kv_heads, cfg.queries_per_kv, cfg.head_dim, cfg.mlp
+    d, g, r, k = cfg.embed, cfg.kv_heads, cfg.queries_per_kv, cfg.head_dim
     embed_std = (cfg.mup.embed_std if not cfg.tied else cfg.init_std) if cfg.mup else cfg.init_std
+    small = cfg.activation == "gegelu"
+    qkv, out = ("query_key_value", "dense") if small else ("qkv_proj", "o_proj")
+    if cfg.experts:
+        qkv = "{q,k,v}_proj"
+    layer = "model.layers.{layer}"
     specs: dict[str, Any] = {
-        "embedding": ParamSpec((cfg.vocab, d), ("vocab", "embed"), "embedding", std=embed_std),
+        "embedding": ParamSpec(
+            (cfg.vocab, d), ("vocab", "embed"), "embedding", std=embed_std, hf="model.embed_tokens.weight"
+        ),
         "blocks": {
-            "attention_norm": _norm_specs(cfg, stacked=True),
-            "qkv": _linear_specs(cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1),
-            "out": _linear_specs(cfg, (g, r, k, d), ("kv_heads", None, "head_dim", "embed"), 3, residual_output=True),
-            "mlp_norm": _norm_specs(cfg, stacked=True),
-            "gate_up": _linear_specs(cfg, (d, 2, f), ("embed", None, "mlp"), 1),
-            "down": _linear_specs(cfg, (f, d), ("mlp", "embed"), 1, residual_output=True),
+            "attention_norm": _norm_specs(cfg, f"{layer}.input_layernorm"),
+            "qkv": _linear_specs(
+                cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1, f"self_attn.{qkv}"
+            ),
+            "out": _linear_specs(
+                cfg, (g, r, k, d), ("kv_heads", None, "head_dim", "embed"), 3, f"self_attn.{out}", residual_output=True
+            ),
+            "mlp_norm": _norm_specs(cfg, f"{layer}.post_attention_layernorm"),
+            **(_expert_specs(cfg) if cfg.experts else _mlp_specs(cfg)),
         },
-        "final_norm": _norm_specs(cfg, stacked=False),
+        "final_norm": _norm_specs(cfg, "model.final_layernorm" if small else "model.norm"),
     }
     if not cfg.tied:
         zero = cfg.mup is not None and cfg.mup.head_zero_init
+        init = "zeros" if zero else "normal"
         specs["unembedding"] = ParamSpec(
-            (d, cfg.vocab), ("embed", "vocab"), "unembedding", "zeros" if zero else "normal", cfg.init_std
+            (d, cfg.vocab), ("embed", "vocab"), "unembedding", init, cfg.init_std, "lm_head.weight"
         )
+    if cfg.experts and cfg.experts.head_bias:
+        specs["unembedding_bias"] = ParamSpec((cfg.vocab,), ("vocab",), "bias", "zeros", hf="lm_head.bias")
     return specs
+
+
+def _mlp_specs(cfg: ModelConfig) -> dict[str, Any]:
+    d, f, gate_up = cfg.embed, cfg.mlp, "mlp.up_proj" if cfg.activation == "gegelu" else "mlp.gate_up_proj"
+    return {
+        "gate_up": _linear_specs(cfg, (d, 2, f), ("embed", None, "mlp"), 1, gate_up),
+        "down": _linear_specs(cfg, (f, d), ("mlp", "embed"), 1, "mlp.down_proj", residual_output=True),
+    }
+
+
+def _expert_specs(cfg: ModelConfig) -> dict[str, Any]:
+    """Router and experts of phi-3.5-MoE; none of them has a bias."""
+    count, d, f, hf = cfg.experts.count, cfg.embed, cfg.mlp, "model.layers.{layer}.block_sparse_moe"
+
+    def weight(shape: tuple[int, ...], axes: tuple[str | None, ...], name: str, fan_in: int) -> dict[str, ParamSpec]:
+        axes, std = ("layers", *axes), _hidden_std(cfg, fan_in, name.endswith("w2"))
+        return {"weight": ParamSpec((cfg.layers, *shape), axes, "hidden", std=std, hf=f"{hf}.{name}.weight")}
+
+    return {
+        "router": weight((d, count), ("embed", None), "gate", d),
+        "gate_up": weight((count, d, 2, f), ("experts", "embed", None, "mlp"), "experts.{expert}.{w1,w3}", d),
+        "down": weight((count, f, d), ("experts", "mlp", "embed"), "experts.{expert}.w2", f),
+    }
 
 
 def map_specs(fn: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
