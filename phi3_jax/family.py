@@ -11,7 +11,7 @@ import json
 from functools import cache
 from importlib import resources
 
-from phi3_jax.configs import BlockSparse, LongRope, ModelConfig, Mup
+from phi3_jax.configs import BlockSparse, Experts, LongRope, ModelConfig, Mup
 from phi3_jax.errors import UserError, nearest
 
 MEMBERS = ("mini", "small", "medium")
@@ -20,7 +20,7 @@ LADDERS = ("clean", "family")
 # Tokens each member was trained on (model cards; mini: the April 2024 release, the report's mini column).
 PUBLISHED_TOKENS = {"mini": 3.3e12, "small": 4.8e12, "medium": 4.8e12}
 MATCHED_TOKENS = 4.8e12
-CONTEXTS = {"mini": ("4k", "128k"), "small": ("8k", "128k"), "medium": ("4k", "128k")}
+CONTEXTS = {"mini": ("4k", "128k"), "small": ("8k", "128k"), "medium": ("4k", "128k"), "moe": ("128k",)}
 
 # Widths are 3k : 4k : 5k and depths 4 : 4 : 5 with k = 1024 in the released models; proxies take a smaller k.
 _K = {"pico": 16, "nano": 32, "micro": 64}
@@ -41,6 +41,8 @@ def _longrope_lists() -> dict[str, dict[str, list[float] | None]]:
 
 
 def _longrope(member: str) -> LongRope:
+    if member == "moe":  # the lists come with the checkpoint; the mscales are its config.json's
+        return LongRope(4096, short_mscale=1.243163121016122, long_mscale=1.243163121016122)
     lists = _longrope_lists()[member]
     short, long = (tuple(lists[k]) if lists[k] else None for k in ("short", "long"))
     return LongRope(
@@ -55,20 +57,20 @@ def published(member: str, context: str | None = None) -> ModelConfig:
     """The released architecture of one member.
 
     Args:
-      member: "mini", "small" or "medium".
+      member: "mini", "small", "medium", or "moe" (phi-3.5-MoE, which is not trained here).
       context: "4k" ("8k" for small) or "128k"; default: the short one.
 
     Raises:
       UserError: unknown member or context, naming the nearest valid ones.
     """
-    if member not in MEMBERS:
-        raise UserError(f"unknown family member {member!r}{nearest(member, MEMBERS)}")
+    if member not in CONTEXTS:
+        raise UserError(f"unknown family member {member!r}{nearest(member, CONTEXTS)}")
     context = context or CONTEXTS[member][0]
     if context not in CONTEXTS[member]:
         raise UserError(f"phi-3-{member} has no {context!r} variant; valid: {', '.join(CONTEXTS[member])}")
     long = context == "128k"
     shared = dict(
-        name=f"phi-3-{member}-{context}",
+        name=f"phi-3-{member}-{context}" if member != "moe" else "phi-3.5-moe",
         member=member,
         scale="full",
         ladder="family",
@@ -80,6 +82,11 @@ def published(member: str, context: str | None = None) -> ModelConfig:
             **shared, vocab=100352, embed=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp=14336, norm="layer",
             activation="gegelu", gegelu_limit=20.0, bias=True, tied=True, rope_base=1e6, blocksparse=BlockSparse(),
             embed_multiplier=10.0, logit_divisor=8.0, attention_divisor="linear", dummy_tokens=_SMALL_DUMMY,
+        )  # fmt: skip
+    if member == "moe":
+        return ModelConfig(
+            **shared, vocab=32064, embed=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp=6400, norm="layer",
+            bias=True, sliding_window=131072, experts=Experts(),
         )  # fmt: skip
     # The 128k variants set the window above their context, i.e. none.
     window = None if long else 2047

@@ -117,9 +117,7 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         ),
         "blocks": {
             "attention_norm": _norm_specs(cfg, f"{layer}.input_layernorm"),
-            "qkv": _linear_specs(
-                cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1, f"self_attn.{qkv}"
-            ),
+            "qkv": _linear_specs(cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1, f"self_attn.{qkv}"),
             "out": _linear_specs(
                 cfg, (g, r, k, d), ("kv_heads", None, "head_dim", "embed"), 3, f"self_attn.{out}", residual_output=True
             ),

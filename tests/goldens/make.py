@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 def save(name: str, config: dict[str, Any], tensors: dict[str, np.ndarray], error: float, source: str) -> None:
@@ -50,7 +51,9 @@ def from_transformers(name: str, config: dict[str, Any], ids: np.ndarray, segmen
 
     torch.manual_seed(len(name))
     known = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
-    settings = transformers.AutoConfig.for_model(config["model_type"], attn_implementation="eager", experts_implementation="eager", **known)
+    settings = transformers.AutoConfig.for_model(
+        config["model_type"], attn_implementation="eager", experts_implementation="eager", **known
+    )
     model = transformers.AutoModelForCausalLM.from_config(settings).float().eval()
     for key, value in model.named_parameters():
         with torch.no_grad():
