@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.errors import UserError
-from phi3_jax.models.kernels import chunked
+from phi3_jax.models.kernels import blocksparse, chunked
 
-IMPLEMENTATIONS = ("auto", "reference", "chunked")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "blocksparse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,15 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float
     return jnp.einsum("bgrts,bsgk->btgrk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
+def _blocksparse_obstacle(mask: Mask) -> str | None:
+    """Why `kernels.blocksparse` cannot serve a mask, or None."""
+    if mask.blocksparse is None:
+        return "it has no block pattern at this length"
+    if mask.segments is not None:
+        return "the pattern starts anew in each packed document"
+    return "it has a window too" if mask.window is not None else None
+
+
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, implementation: str = "auto"
 ) -> jax.Array:
@@ -85,10 +94,15 @@ def attend(
       k, v: (batch, time, kv_heads, head_dim).
       mask: what each query may see.
       scale: factor on q.k.
-      implementation: "reference", or "chunked" (causal blocks in XLA: skips the upper triangle), which "auto" takes.
+      implementation: "reference" (the whole score matrix), "chunked" (causal blocks in XLA: skips the upper triangle), or
+        "blocksparse" (skips what phi-3-small's pattern leaves out). "auto" takes the last where it can serve the mask,
+        and "chunked" otherwise.
 
     Returns:
       (batch, time, kv_heads, queries_per_kv, head_dim).
+
+    Raises:
+      UserError: unknown implementation, or one that cannot serve the mask.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention={implementation!r}; valid: {', '.join(IMPLEMENTATIONS)}")
@@ -97,6 +111,11 @@ def attend(
         mask = dataclasses.replace(mask, window=None)
     if mask.blocksparse is not None and time <= mask.blocksparse.block * mask.blocksparse.local_blocks:
         mask = dataclasses.replace(mask, blocksparse=None, positions=None)
+    obstacle = _blocksparse_obstacle(mask)
+    if implementation == "blocksparse" and obstacle:
+        raise UserError(f"attention='blocksparse' cannot serve this mask: {obstacle}; use 'auto'")
+    if implementation in ("auto", "blocksparse") and not obstacle:
+        return blocksparse.attend(q, k, v, mask.blocksparse, scale)
     if implementation == "reference":
         return reference(q, k, v, mask, scale)
     pattern = chunked.Pattern(mask.window, mask.blocksparse)
