@@ -11,8 +11,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from phi3_jax.errors import UserError
 
@@ -29,11 +30,15 @@ class Tokenizer(abc.ABC):
       vocab_size: ids are 0..vocab_size-1 (a model may pad its embedding table beyond).
       eos_id: the id that ends a document.
       fingerprint: sha256 over kind, content and eos_id; manifests carry it.
+      special_tokens: ids of the control tokens by name (`<|end|>`), which no text produces.
+      stripping: those that swallow the blanks after them (`rstrip`).
     """
 
     kind: str
     vocab_size: int
     eos_id: int
+    special_tokens: Mapping[str, int] = MappingProxyType({})
+    stripping: frozenset[str] = frozenset()
 
     def _finish(self, vocab_size: int, eos_id: int, content: bytes) -> None:
         self.vocab_size, self.eos_id = vocab_size, eos_id
@@ -100,6 +105,9 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
             raise UserError(f"{path} has no end token among {', '.join(names)}; name it as eos_token in {config.name}")
+        control = [token for token in spec.get("added_tokens", ()) if token["special"]]
+        self.special_tokens = MappingProxyType({token["content"]: token["id"] for token in control})
+        self.stripping = frozenset(token["content"] for token in control if token.get("rstrip"))
         content = json.dumps(spec, sort_keys=True, ensure_ascii=True).encode()
         self._finish(self._tokenizer.get_vocab_size(with_added_tokens=True), ids[0], content)
 
@@ -135,6 +143,7 @@ class TiktokenTokenizer(Tokenizer):
                 explicit_n_vocab=special.get("n_vocab"),
             )
             eos = special["special_tokens"][special["eos_token"]]
+            self.special_tokens = MappingProxyType(special["special_tokens"])
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(f"{path} with {beside.name} is not a whole tiktoken vocabulary: {error!r}") from error
         content += json.dumps(special, sort_keys=True).encode()
