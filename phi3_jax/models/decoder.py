@@ -58,7 +58,8 @@ def _period(cfg: ModelConfig) -> int:
     return max(1, sparse.dense_every) if sparse else 1
 
 
-def _is_dense(cfg: ModelConfig, index: int) -> bool:
+def is_dense(cfg: ModelConfig, index: int) -> bool:
+    """Whether layer `index` attends densely (phi-3-small's odd ones; all layers of the others)."""
     sparse = cfg.blocksparse
     return sparse is None or bool(sparse.dense_every and (index + 1) % sparse.dense_every == 0)
 
@@ -100,7 +101,7 @@ def hidden_states(
     # Without the barrier XLA:CPU computes every sine again in every layer.
     table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime))
     masks = [
-        Mask(cfg.window_keys, None if _is_dense(cfg, i) else cfg.blocksparse, segments, positions)
+        Mask(cfg.window_keys, None if is_dense(cfg, i) else cfg.blocksparse, segments, positions)
         for i in range(_period(cfg))
     ]
 
