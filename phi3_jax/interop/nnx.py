@@ -117,7 +117,7 @@ class Phi3(nnx.Module):
         if positions is None:
             positions = decoder.default_positions(tokens, segments)
         x = decoder.embed(outer["embedding"], tokens, cfg, self.dtype)
-        table = rope_table(positions, cfg, rope_regime)
+        table = rope_table(positions, cfg, rope_regime, self.dtype)
         for index, block in enumerate(self.blocks):
             sparse = None if decoder.is_dense(cfg, index) else cfg.blocksparse
             x = block(x, table, Mask(cfg.window_keys, sparse, segments, positions))

@@ -99,7 +99,7 @@ def hidden_states(
     top = gather({k: v for k, v in params.items() if k != "blocks"})
     x = embed(top["embedding"], tokens, cfg, dtype)
     # Without the barrier XLA:CPU computes every sine again in every layer.
-    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime))
+    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype))
     masks = [
         Mask(cfg.window_keys, None if is_dense(cfg, i) else cfg.blocksparse, segments, positions)
         for i in range(_period(cfg))

@@ -1,4 +1,4 @@
-"""Norms and activations; statistics in float32, results in the input's dtype."""
+"""Norms and activations; statistics in float32 or wider, results in the input's dtype."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from phi3_jax.configs import ModelConfig
 def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Array:
     """RMSNorm, or LayerNorm with gain and bias (phi-3-small); x (..., embed)."""
     dtype = x.dtype
-    x = x.astype(jnp.float32)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    x = x.astype(wide)
     if cfg.norm == "layer":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + cfg.norm_eps)
-    x = x * params["scale"].astype(jnp.float32)
+    x = x * params["scale"].astype(wide)
     if cfg.norm == "layer":
-        x = x + params["bias"].astype(jnp.float32)
+        x = x + params["bias"].astype(wide)
     return x.astype(dtype)
 
 

@@ -33,29 +33,35 @@ def attention_factor(longrope: LongRope, context: int, long: bool) -> float:
     return derived if long or longrope.mscale_when_short else 1.0
 
 
-def _table(positions: jax.Array, cfg: ModelConfig, factors: tuple[float, ...] | None, scale: float) -> jax.Array:
-    """cos and sin (batch, time, 2, head_dim/2) in float32 for one factor list."""
+def _table(
+    positions: jax.Array, cfg: ModelConfig, factors: tuple[float, ...] | None, scale: float, dtype: jnp.dtype
+) -> jax.Array:
+    """cos and sin (batch, time, 2, head_dim/2) for one factor list."""
     half = cfg.head_dim // 2
     inverse = 1.0 / cfg.rope_base ** (np.arange(half, dtype=np.float64) * 2 / cfg.head_dim)
     if factors is not None:
         inverse = inverse / np.asarray(factors, np.float64)
-    angles = positions.astype(jnp.float32)[..., None] * jnp.asarray(inverse, jnp.float32)
+    angles = positions.astype(dtype)[..., None] * jnp.asarray(inverse, dtype)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2) * scale
 
 
-def rope_table(positions: jax.Array, cfg: ModelConfig, regime: str = "auto") -> jax.Array:
-    """cos and sin for every position: (batch, time, 2, head_dim/2), float32.
+def rope_table(
+    positions: jax.Array, cfg: ModelConfig, regime: str = "auto", dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """cos and sin for every position: (batch, time, 2, head_dim/2).
 
     Args:
       positions: (batch, time) integers.
       regime: which LongRoPE list; "auto" decides per sequence: long when max(position) + 1 exceeds the original
         context. Ignored without LongRoPE.
+      dtype: compute dtype of the model; the table is in float32 or wider.
     """
     if regime not in REGIMES:
         raise UserError(f"rope_regime={regime!r}; valid: {', '.join(REGIMES)}")
+    dtype = jnp.promote_types(dtype, jnp.float32)
     rope = cfg.longrope
     if rope is None:
-        return _table(positions, cfg, None, 1.0)
+        return _table(positions, cfg, None, 1.0, dtype)
     tables = {}
     for which in ("short", "long") if regime == "auto" else (regime,):
         factors = getattr(rope, which)
@@ -64,7 +70,7 @@ def rope_table(positions: jax.Array, cfg: ModelConfig, regime: str = "auto") -> 
                 f"{cfg.name}: the {which} LongRoPE list is in no public source; take it from the checkpoint's "
                 f"config.json, or ask for rope_regime={'long' if which == 'short' else 'short'!r}"
             )
-        tables[which] = _table(positions, cfg, factors, attention_factor(rope, cfg.context, which == "long"))
+        tables[which] = _table(positions, cfg, factors, attention_factor(rope, cfg.context, which == "long"), dtype)
     if regime != "auto":
         return tables[regime]
     is_long = jnp.max(positions, axis=-1) + 1 > rope.original_context
@@ -73,7 +79,7 @@ def rope_table(positions: jax.Array, cfg: ModelConfig, regime: str = "auto") -> 
 
 @jax.custom_vjp
 def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 inside.
+    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 or wider inside.
 
     No gradient flows to the table. The gradient of x is the opposite rotation, written out because the
     automatic one pads and adds both halves.
@@ -84,7 +90,7 @@ def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
 def _rotation(x: jax.Array, table: jax.Array, sign: float) -> jax.Array:
     cos, sin = (table[:, :, None, None, i, :] for i in (0, 1))
     sin = sin * sign
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 

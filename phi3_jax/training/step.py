@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import RunConfig
+from phi3_jax.errors import UserError
+from phi3_jax.family import MEMBERS
 from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params, param_specs
 from phi3_jax.sharding import rules
@@ -204,7 +206,15 @@ def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]
 
 
 def compile_steps(run: RunConfig, loss: Loss) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Jitted (train_step(state, batch, lr), eval_step(params, batch)); the training state is donated."""
+    """Jitted (train_step(state, batch, lr), eval_step(params, batch)); the training state is donated.
+
+    Raises:
+      UserError: a mixture of experts, whose released routing is for inference (no gradient of the router, no jitter).
+    """
+    if run.model.experts:
+        raise UserError(
+            f"{run.model.name} cannot be trained here: its routing is inference's; take {', '.join(MEMBERS)}"
+        )
 
     def train(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         return train_step(state, batch, lr, run, loss)

@@ -13,6 +13,7 @@ from reference import SHARED, check, read_golden
 from phi3_jax.configs import BlockSparse
 from phi3_jax.errors import UserError
 from phi3_jax.models.attention import Mask, attend, blocksparse_allowed, reference
+from phi3_jax.sharding.mesh import make_mesh
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the larger reference tensors are not here")
 SETTINGS = [
@@ -98,3 +99,21 @@ def test_heads_split_over_devices_keep_their_global_number() -> None:
         [attend(q[:, :, i : i + 1], k[:, :, i : i + 1], v[:, :, i : i + 1], mask, 0.7) for i in range(4)], 2
     )
     assert float(jnp.abs(local - exact).max()) > 1e-2  # counting heads from each device's first is another model
+
+
+def test_batch_split_over_an_explicit_mesh() -> None:
+    q, k, v = (jnp.concatenate([x, x + 1]) for x in inputs(2, 2, 200))
+    mask = Mask(blocksparse=BlockSparse(16, 2, 3))
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.sin(attend(q, k, v, mask, 0.7)).sum()
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    alone = run(q, k, v)
+    mesh = make_mesh(jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+        split = run(*(jax.device_put(x, sharding) for x in (q, k, v)))
+    assert split[1][0].sharding.spec[0] == "data"
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

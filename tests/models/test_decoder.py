@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax import UserError, family
+from phi3_jax import UserError, family, loading
 from phi3_jax.configs import BlockSparse, LongRope, ModelConfig
 from phi3_jax.models import decoder
 from phi3_jax.models.attention import Mask, allowed
+from phi3_jax.models.layers import activate
 from phi3_jax.models.rotary import attention_factor, rope_table
 from phi3_jax.models.spec import init_params
 
@@ -113,6 +114,36 @@ def test_dummy_tokens_never_win() -> None:
     logits = decoder.forward(random_params(cfg), tokens(1, 8), cfg)
     assert float(logits[..., 300:].max()) == float(jnp.finfo(jnp.float32).min)
     assert float(logits[..., :300].min()) > -1e6
+
+
+def test_gegelu_clips_the_gate_above_and_the_linear_part_on_both_sides() -> None:
+    cfg = family.published("small")
+    gate, up = jnp.asarray([25.0, 20.0, -25.0, jnp.inf, 1.0]), jnp.asarray([25.0, -25.0, 1.0, 1.0, jnp.inf])
+    a = np.asarray([20.0, 20.0, -25.0, np.inf, 1.0])
+    expected = a / (1 + np.exp(-1.702 * a)) * (np.asarray([20.0, -20.0, 1.0, 1.0, np.inf]) + 1)
+    np.testing.assert_allclose(activate(gate, up, cfg), expected, rtol=1e-6)
+
+
+def test_tied_embeddings_read_and_write_one_table() -> None:
+    cfg = CONFIGS["small-family"]
+    params = random_params(cfg)
+    assert cfg.tied and "unembedding" not in params
+    grad = jax.grad(lambda p: decoder.forward(p, tokens(1, 8), cfg)[..., 7].sum())(params)["embedding"]
+    assert float(jnp.abs(grad[7]).max()) > 0  # as an output, whether or not 7 was read
+    untied = dataclasses.replace(cfg, tied=False)
+    same = decoder.forward(params | {"unembedding": params["embedding"].T}, tokens(1, 8), untied)
+    np.testing.assert_array_equal(decoder.forward(params, tokens(1, 8), cfg), same)
+
+
+def test_a_forced_rope_regime_reaches_the_logits() -> None:
+    rope = LongRope(16, (1.0,) * 8, (3.0,) * 8)
+    cfg = dataclasses.replace(CONFIGS["mini-family"], longrope=rope, context=64)
+    model = loading.Model(random_params(cfg), cfg, None, jnp.float32)
+    short, long = (np.asarray(tokens(1, n)) for n in (16, 17))
+    logits = {r: model.logits(short, rope_regime=r) for r in ("auto", "short", "long")}
+    np.testing.assert_array_equal(logits["auto"], logits["short"])
+    assert float(jnp.abs(logits["long"] - logits["short"]).max()) > 1e-3
+    np.testing.assert_array_equal(model.logits(long), model.logits(long, rope_regime="long"))
 
 
 def test_unknown_remat_policy() -> None:

@@ -86,6 +86,11 @@ def test_indivisible_and_unknown_strategies() -> None:
         rules.rules_of("fsdq")
 
 
+def test_a_mixture_of_experts_is_refused() -> None:
+    with pytest.raises(UserError, match="phi-3.5-moe cannot be trained here.*mini, small, medium"):
+        step.compile_steps(dataclasses.replace(make_run(), model=family.published("moe")), LOSS)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loss_falls(dtype: str) -> None:
     run = make_run(dtype=dtype)
