@@ -60,7 +60,9 @@ def model_of(member: str, kind: str) -> Any:
         few = {"experts": dataclasses.replace(full.experts, count=4)} if full.experts else {}
         return dataclasses.replace(full, layers=full.blocksparse.dense_every if full.blocksparse else 1, **few)
     if member == "moe":
-        return dataclasses.replace(full, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=96, vocab=512)  # fmt: skip
+        return dataclasses.replace(
+            full, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=96, vocab=512
+        )  # fmt: skip
     return family.proxy(member, "pico", "family")
 
 

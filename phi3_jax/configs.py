@@ -41,13 +41,18 @@ class LongRope:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSparse:
-    """phi-3-small's per-head block-sparse causal pattern; layer l is dense when (l + 1) % dense_every == 0."""
+    """phi-3-small's per-head block-sparse causal pattern; layer l is dense when (l + 1) % dense_every == 0.
+
+    `per_document`: in packed rows the pattern counts from each document's start, so that a document is masked as it is
+    alone; else from the row's start, as the released kernel counts, which knows no documents.
+    """
 
     block: int = 64
     local_blocks: int = 16
     vert_stride: int = 8
     homo_head: bool = False
     dense_every: int = 2
+    per_document: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +304,10 @@ class RunConfig:
     dtype: str = "float32"
     # below: where and how it runs; not part of the fingerprint
     strategy: str = "dp"
+    context_parallel: int = 1  # devices that share a sequence (fsdp_cp)
+    tensor_parallel: int = 1  # devices that share a layer's heads and mlp (fsdp_tp)
+    slices: int = 0  # groups of devices joined by slow links (multislice); 0: what the devices say of themselves
+    attention: str = "auto"
     remat: str = "none"
     unroll: bool = True
     log_every: int = 20
@@ -328,8 +337,8 @@ class RunConfig:
 
 
 _NOT_SCIENCE = {
-    "strategy", "remat", "unroll", "log_every", "eval_points", "checkpoint_every", "keep_latest", "keep_every",
-    "tensorboard", "profile", "folder", "keep_steps", "name", "parent",
+    "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every", "eval_points",
+    "checkpoint_every", "keep_latest", "keep_every", "tensorboard", "profile", "folder", "keep_steps", "name", "parent",
 }  # fmt: skip
 
 
@@ -347,6 +356,9 @@ def science(run: RunConfig) -> dict[str, Any]:
     for later, default in (("attention_multiplier", 1.0), ("experts", None)):
         if stripped["model"][later] == default:  # fields that came later leave the fingerprints of older runs alone
             del stripped["model"][later]
+    pattern = stripped["model"]["blocksparse"]
+    if pattern and pattern["per_document"]:
+        del pattern["per_document"]
     return stripped
 
 

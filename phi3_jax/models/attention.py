@@ -6,118 +6,168 @@ A mask is a small description, not an array; each implementation builds what it 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from phi3_jax.configs import BlockSparse
-from phi3_jax.errors import UserError
-from phi3_jax.models.kernels import blocksparse, chunked
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.models.kernels import blocksparse, chunked, cudnn, splash
+from phi3_jax.models.layout import explicit, join, per_device, spec_of, ways
+from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 
-IMPLEMENTATIONS = ("auto", "reference", "chunked", "blocksparse")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Causal attention, narrowed by a window, documents and phi-3-small's block pattern.
-
-    Attributes:
-      window: number of keys a query sees, itself included; None = all earlier ones.
-      blocksparse: per-head pattern, or None for dense.
-      segments: (batch, time) document numbers; 0 is padding. None = one document a row.
-      positions: (batch, time) positions inside each document; needed by `blocksparse` with `segments`, so that a
-        packed document is masked as it is alone.
-    """
-
-    window: int | None = None
-    blocksparse: BlockSparse | None = None
-    segments: jax.Array | None = None
-    positions: jax.Array | None = None
+__all__ = ["IMPLEMENTATIONS", "Mask", "attend", "reference"]
 
 
-def blocksparse_allowed(pattern: BlockSparse, q_pos: jax.Array, k_pos: jax.Array, heads: int) -> jax.Array:
-    """Block pattern without causality: (..., heads, q, k) from q_pos (..., q) and k_pos (..., k).
-
-    Head h keeps key block K for query block Q when Q - K < local_blocks or (K + h step + 1) % vert_stride == 0,
-    step = max(1, vert_stride // heads) (Microsoft's block-sparse attention layer; h is the global head index).
-    """
-    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // heads)
-    q_block = (q_pos // pattern.block)[..., None, :, None]
-    k_block = (k_pos // pattern.block)[..., None, None, :]
-    head = jnp.arange(heads)[:, None, None]
-    return (q_block - k_block < pattern.local_blocks) | ((k_block + head * step + 1) % pattern.vert_stride == 0)
-
-
-def allowed(mask: Mask, time: int, heads: int) -> jax.Array:
-    """Dense boolean mask (batch or 1, heads or 1, query, key)."""
-    index = jnp.arange(time)
-    distance = index[:, None] - index[None, :]
-    ok = distance >= 0
-    if mask.window is not None:
-        ok &= distance < mask.window
-    ok = ok[None, None]
-    if mask.segments is not None:
-        ok = ok & (mask.segments[:, None, :, None] == mask.segments[:, None, None, :])
-    if mask.blocksparse is not None:
-        position = index[None] if mask.positions is None else mask.positions
-        ok = ok & blocksparse_allowed(mask.blocksparse, position, position, heads)
-    return ok
-
-
-def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float) -> jax.Array:
+def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, origin: Origin = ORIGIN) -> jax.Array:
     """Plain attention with the whole score matrix; softmax in float32 or wider. Shapes as `attend`."""
-    _, t, g, r, _ = q.shape
+    t, g, r = q.shape[1:4]
     scores = jnp.einsum("btgrk,bsgk->bgrts", q * jnp.asarray(scale, q.dtype), k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    ok = allowed(mask, t, g * r)
-    ok = ok.reshape(ok.shape[0], g, r, t, t) if ok.shape[1] > 1 else ok[:, :, None]
+    ok = seen(mask, slice(0, t), slice(0, k.shape[1]), (g, r), origin)
     scores = jnp.where(ok, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bgrts,bsgk->btgrk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-def _blocksparse_obstacle(mask: Mask) -> str | None:
-    """Why `kernels.blocksparse` cannot serve a mask, or None."""
-    if mask.blocksparse is None:
-        return "it has no block pattern at this length"
-    if mask.segments is not None:
-        return "the pattern starts anew in each packed document"
-    return "it has a window too" if mask.window is not None else None
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What an implementation must know to say whether it can serve: shapes, dtype, mask, and how it is split."""
+
+    platform: str
+    time: int
+    head_dim: int
+    dtype: jnp.dtype
+    mask: Mask
+    splits_time: bool
+    splits_heads: bool
+
+
+def _blocksparse(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, _: Origin) -> jax.Array:
+    return blocksparse.attend(q, k, v, mask.blocksparse, scale)
+
+
+def _never(_: Problem) -> str | None:
+    return None
+
+
+def _blocksparse_obstacle(p: Problem) -> str | None:
+    if p.mask.blocksparse is None:
+        return "the mask has no block pattern at this length"
+    if p.mask.segments is not None:
+        return "it knows no packed documents"
+    if p.mask.window is not None:
+        return "the mask has a window too"
+    return "it knows no heads or times split over devices" if p.splits_time or p.splits_heads else None
+
+
+# name -> (kernel of one device's part, why it cannot serve a problem or None)
+_KERNELS: dict[str, tuple[Callable[..., jax.Array], Callable[[Problem], str | None]]] = {
+    "reference": (reference, _never),
+    "chunked": (chunked.attend, _never),
+    "blocksparse": (_blocksparse, _blocksparse_obstacle),
+    "splash": (splash.attend, splash.obstacle),
+    "cudnn": (cudnn.attend, cudnn.obstacle),
+}
+IMPLEMENTATIONS = ("auto", *_KERNELS)
+# What "auto" tries, in order; "chunked" always serves.
+_AUTO = {"tpu": ("splash", "chunked"), "gpu": ("blocksparse", "cudnn", "chunked")}
+_FAST = ("splash", "cudnn")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def choose(implementation: str, problem: Problem) -> str:
+    """The implementation to take; "auto" the first that can serve, saying once why a fast one cannot.
+
+    Raises:
+      UserError: unknown implementation, or one that cannot serve the problem.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"unknown attention {implementation!r}{nearest(implementation, IMPLEMENTATIONS)}")
+    if implementation != "auto":
+        if obstacle := _KERNELS[implementation][1](problem):
+            raise UserError(f"attention={implementation!r} cannot serve this: {obstacle}; use 'auto'")
+        return implementation
+    skipped = []
+    for name in _AUTO.get(problem.platform, ("blocksparse", "chunked")):
+        obstacle = _KERNELS[name][1](problem)
+        if obstacle is None:
+            if skipped and name not in _FAST and name != "blocksparse":
+                _say_once(f"note: attention falls back to {name!r}: {'; '.join(skipped)}")
+            return name
+        if name in _FAST:
+            skipped.append(f"{name!r} cannot serve: {obstacle}")
+    raise AssertionError("chunked serves everything")
+
+
+def platform_of(x: jax.Array) -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh that x lives on (which may be a topology not attached), else the default's."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) if explicit(x) else None
+    name = device.platform if device is not None else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, implementation: str = "auto"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Mask,
+    scale: float,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Attention of queries over keys.
+
+    On an explicit mesh each device computes its own rows, heads and queries; keys and values are gathered over a split
+    time.
 
     Args:
       q: (batch, time, kv_heads, queries_per_kv, head_dim).
       k, v: (batch, time, kv_heads, head_dim).
       mask: what each query may see.
       scale: factor on q.k.
-      implementation: "reference" (the whole score matrix), "chunked" (causal blocks in XLA: skips the upper triangle), or
-        "blocksparse" (skips what phi-3-small's pattern leaves out). "auto" takes the last where it can serve the mask,
-        and "chunked" otherwise.
+      implementation: "reference" (the whole score matrix), "chunked" (causal blocks in XLA: skips the upper triangle),
+        "blocksparse" (skips what phi-3-small's pattern leaves out), "splash" (TPU), "cudnn" (NVIDIA GPU); "auto" takes the
+        fastest that can serve on the platform.
 
     Returns:
       (batch, time, kv_heads, queries_per_kv, head_dim).
 
     Raises:
-      UserError: unknown implementation, or one that cannot serve the mask.
+      UserError: unknown implementation, or one that cannot serve.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f"attention={implementation!r}; valid: {', '.join(IMPLEMENTATIONS)}")
-    time = q.shape[1]
-    if mask.window is not None and mask.window >= time:
-        mask = dataclasses.replace(mask, window=None)
-    if mask.blocksparse is not None and time <= mask.blocksparse.block * mask.blocksparse.local_blocks:
-        mask = dataclasses.replace(mask, blocksparse=None, positions=None)
-    obstacle = _blocksparse_obstacle(mask)
-    if implementation == "blocksparse" and obstacle:
-        raise UserError(f"attention='blocksparse' cannot serve this mask: {obstacle}; use 'auto'")
-    if implementation in ("auto", "blocksparse") and not obstacle:
-        return blocksparse.attend(q, k, v, mask.blocksparse, scale)
-    if implementation == "reference":
-        return reference(q, k, v, mask, scale)
-    pattern = chunked.Pattern(mask.window, mask.blocksparse)
-    positions = mask.positions if mask.blocksparse and mask.segments is not None else None
-    return chunked.attend(q, k, v, pattern, scale, mask.segments, positions)
+    mask, mesh = mask.simplified(q.shape[1]), jax.typeof(q).sharding.mesh
+    batch, time, heads = spec_of(q)[:3]
+    splits_time, splits_heads = ways(mesh, time) > 1, ways(mesh, heads) > 1
+    problem = Problem(platform_of(q), q.shape[1], q.shape[-1], q.dtype, mask, splits_time, splits_heads)
+    name = choose(implementation, problem)
+    kernel, total = _KERNELS[name][0], q.shape[2] * q.shape[3]
+    tiles, tile_specs = None, P()
+    if name == "splash":
+        tiles = splash.prepare(mask, q.shape, ways(mesh, heads), ways(mesh, time))
+        tile_specs = splash.specs(tiles, mesh, P(join(heads), join(time))) if explicit(q) else P()
+
+    def part(q, k, v, segments, positions, tiles):
+        if splits_time:
+            k, v, segments, positions = (_gathered(x, time) for x in (k, v, segments, positions))
+        origin = Origin(
+            row=jax.lax.axis_index(time) * q.shape[1] if splits_time else None,
+            head=jax.lax.axis_index(heads) * q.shape[2] * q.shape[3] if splits_heads else 0,
+            heads=total,
+        )
+        here = dataclasses.replace(mask, segments=segments, positions=positions)
+        return kernel(q, k, v, here, scale, origin, *([] if tiles is None else [tiles]))
+
+    rows, keys = P(join(batch), join(time)), P(join(batch), join(time), join(heads), None)
+    queries = P(*keys, None)
+    specs = (queries, keys, keys, rows, rows, tile_specs)
+    return per_device(part, specs, queries, q, k, v, mask.segments, mask.positions, tiles)
+
+
+def _gathered(x: jax.Array | None, axes: tuple[str, ...]) -> jax.Array | None:
+    return None if x is None else jax.lax.all_gather(x, axes, axis=1, tiled=True)

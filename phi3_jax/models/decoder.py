@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models import experts
 from phi3_jax.models.attention import Mask, attend
 from phi3_jax.models.layers import activate, linear, norm, split_linear
+from phi3_jax.models.layout import ANYWHERE, Layout, explicit, join, spec_of
 from phi3_jax.models.rotary import rope_table, rotate
 
 Tree = Any
@@ -32,24 +34,30 @@ REMAT = {
 
 
 def layer(
-    x: jax.Array, params: Tree, table: jax.Array, cfg: ModelConfig, mask: Mask, attention: str = "auto"
+    x: jax.Array,
+    params: Tree,
+    table: jax.Array,
+    cfg: ModelConfig,
+    mask: Mask,
+    attention: str = "auto",
+    layout: Layout = ANYWHERE,
 ) -> jax.Array:
     """One pre-norm block: x (batch, time, embed) -> the same."""
     name = checkpoint_name
     with jax.named_scope("attention"):
-        h = norm(x, params["attention_norm"], cfg)
+        h = layout.put(norm(x, params["attention_norm"], cfg), layout.inner())
         q, k, v = split_linear(params["qkv"], (cfg.queries_per_kv, 1, 1), axis=2)
         q, k, v = (name(linear(h, p), "qkv") for p in (q, k, v))
         q, k, v = rotate(q, table), jnp.squeeze(rotate(k, table), 3), jnp.squeeze(v, 3)
         a = name(attend(q, k, v, mask, cfg.softmax_scale, attention), "attention")
-        x = x + cfg.residual_multiplier * linear(a, params["out"], inputs=3)
+        x = x + cfg.residual_multiplier * linear(a, params["out"], 3, layout.residual())
     with jax.named_scope("mlp"):
-        h = norm(x, params["mlp_norm"], cfg)
+        h = layout.put(norm(x, params["mlp_norm"], cfg), layout.inner())
         if cfg.experts:
             return x + cfg.residual_multiplier * experts.mixture(h, params, cfg)
         gate, up = split_linear(params["gate_up"], (1, 1), axis=1)
         gate, up = (name(linear(h, p), "gate_up").squeeze(2) for p in (gate, up))
-        return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"])
+        return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], 1, layout.residual())
 
 
 def _period(cfg: ModelConfig) -> int:
@@ -76,7 +84,7 @@ def hidden_states(
     unroll: bool = False,
     attention: str = "auto",
     rope_regime: str = "auto",
-    gather: Callable[[Tree], Tree] = lambda tree: tree,
+    layout: Layout = ANYWHERE,
 ) -> jax.Array:
     """Final hidden states, after the last norm: (batch, time, embed) in `dtype`.
 
@@ -90,14 +98,14 @@ def hidden_states(
       unroll: layers one after the other in one program (fastest on CPU) instead of a scan over stacked layers.
       attention: implementation, see `attention.attend`.
       rope_regime: LongRoPE list: "auto", "short" or "long".
-      gather: turns stored parameters into usable ones (all-gather under FSDP), called once a layer.
+      layout: where activations lie on a mesh, and whether stored parameters have to be gathered, a layer at a time.
     """
     if remat not in REMAT:
         raise UserError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
     if positions is None:
         positions = default_positions(tokens, segments)
-    top = gather({k: v for k, v in params.items() if k != "blocks"})
-    x = embed(top["embedding"], tokens, cfg, dtype)
+    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
     # Without the barrier XLA:CPU computes every sine again in every layer.
     table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype))
     masks = [
@@ -106,10 +114,10 @@ def hidden_states(
     ]
 
     def block(x: jax.Array, stacked: Tree) -> jax.Array:
-        stacked = gather(stacked)
+        stacked = layout.gather(stacked, dtype)
         depth = jax.tree.leaves(stacked)[0].shape[0]
         for i in range(depth):
-            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, masks[i], attention)  # noqa: B023
+            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, masks[i], attention, layout)  # noqa: B023
         return x
 
     if remat != "none":
@@ -151,8 +159,7 @@ def default_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Arra
 
 def embed(table: jax.Array, tokens: jax.Array, cfg: ModelConfig, dtype: jnp.dtype) -> jax.Array:
     """Looks tokens up and applies the embedding multiplier: (batch, time, embed)."""
-    sharding = jax.typeof(tokens).sharding
-    spec = jax.P(*sharding.spec, None) if not sharding.mesh.empty else None
+    spec = P(*map(join, spec_of(tokens)), None) if explicit(tokens) else None
     x = table.at[tokens].get(out_sharding=spec) if spec is not None else table[tokens]
     return x.astype(dtype) * jnp.asarray(cfg.embed_multiplier, dtype)
 

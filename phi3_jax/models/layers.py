@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
+from phi3_jax.models.layout import explicit, join, spec_of
 
 
 def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Array:
@@ -41,29 +43,41 @@ def activate(gate: jax.Array, up: jax.Array, cfg: ModelConfig) -> jax.Array:
     return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
 
 
-def _reshape(x: jax.Array, shape: tuple[int, ...], axes: dict[int, str | None]) -> jax.Array:
+def _reshape(x: jax.Array, shape: tuple[int, ...], axes: dict[int, Any]) -> jax.Array:
     """Reshape that says how the result is sharded: `axes` maps its dimensions to mesh axes."""
-    explicit = not jax.typeof(x).sharding.mesh.empty
-    return jax.lax.reshape(x, shape, out_sharding=jax.P(*map(axes.get, range(len(shape)))) if explicit else None)
+    return jax.lax.reshape(x, shape, out_sharding=P(*map(axes.get, range(len(shape)))) if explicit(x) else None)
 
 
 def flat(x: jax.Array, lead: int) -> jax.Array:
     """x as a matrix: its first `lead` dimensions made one, and the others another."""
-    spec = jax.typeof(x).sharding.spec
+    spec = spec_of(x)
     shape = math.prod(x.shape[:lead]), math.prod(x.shape[lead:])
-    return _reshape(x, shape, {0: spec[0], 1: spec[lead]})
+    return _reshape(x, shape, {0: join(spec[0]), 1: join(spec[lead])})
 
 
-def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1) -> jax.Array:
+def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1, out: P | None = None) -> jax.Array:
     """Contracts the last `inputs` dimensions of x (batch, time, ...) with the weight's first ones; in x's dtype.
 
-    Computed as one product of two matrices: with batch and time apart, XLA:CPU would copy the gradient of the result
-    transposed to make the weight's gradient.
+    Computed as one product of two matrices where batch and time can be joined: with them apart, XLA:CPU would copy the
+    gradient of the result transposed to make the weight's gradient.
+
+    Args:
+      x: (batch, time, ...).
+      params: "weight", and "bias" where there is one.
+      inputs: dimensions that contract.
+      out: sharding of the result where the contracted dimensions are split over devices, whose parts have to be added.
     """
     weight, lead = params["weight"].astype(x.dtype), x.ndim - inputs
-    y = flat(x, lead) @ flat(weight, inputs)
-    batch, out = jax.typeof(x).sharding.spec[0], jax.typeof(weight).sharding.spec[inputs]
-    y = _reshape(y, (*x.shape[:lead], *weight.shape[inputs:]), {0: batch, lead: out})
+    spec, split = spec_of(x), spec_of(weight)
+    adds = {axis for axes in split[:inputs] for axis in axes}
+    if spec[1] or adds or jax.typeof(weight).sharding.spec.reduced:
+        parts = P(*map(join, spec[:lead] + split[inputs:]), unreduced=adds)
+        numbers = (tuple(range(lead, x.ndim)), tuple(range(inputs))), ((), ())
+        y = jax.lax.dot_general(x, weight, numbers, out_sharding=parts)
+        y = jax.reshard(y, out) if adds else y
+    else:
+        y = flat(x, lead) @ flat(weight, inputs)
+        y = _reshape(y, (*x.shape[:lead], *weight.shape[inputs:]), {0: join(spec[0]), lead: join(split[inputs])})
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 

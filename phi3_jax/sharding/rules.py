@@ -1,53 +1,119 @@
 """Strategies as data: frozen tables from logical axes to mesh axes.
 
-Tensors know logical names only (`ParamSpec.axes`); a strategy turns them into shardings, once.
+Tensors know logical names only (`ParamSpec.axes`, and for activations "batch" and "time"); a strategy turns them into
+shardings, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.errors import UserError, nearest
+from phi3_jax.models.layout import Layout
 from phi3_jax.models.spec import ParamSpec, map_specs
 
-# dp: every device holds all parameters. fsdp: each holds a slice along "embed" and gathers a layer at a time.
-STRATEGIES = MappingProxyType(
+# Order matters: outer axes cross slower links. Strategies map logical axes onto these.
+AXES = ("replica", "data", "context", "tensor")
+Axes = tuple[str, ...]
+_BATCH: dict[str, Axes] = {"batch": ("replica", "data")}
+
+
+def _strategy(**more: Axes) -> MappingProxyType[str, Axes]:
+    return MappingProxyType(_BATCH | more)
+
+
+STRATEGIES: MappingProxyType[str, MappingProxyType[str, Axes]] = MappingProxyType(
     {
-        "dp": MappingProxyType({"batch": "data"}),
-        "fsdp": MappingProxyType({"batch": "data", "embed": "data"}),
+        # every device holds all parameters
+        "dp": _strategy(),
+        # each device holds a slice of every parameter, along "embed", and gathers a layer at a time
+        "fsdp": _strategy(embed=("replica", "data")),
+        # and the matrices of a layer are split over heads and mlp; between them the residual stream is split over time
+        "fsdp_tp": _strategy(
+            embed=("data",), kv_heads=("tensor",), mlp=("tensor",), vocab=("tensor",), time=("tensor",)
+        ),
+        # fsdp, with each sequence split over devices (long contexts); keys and values are gathered
+        "fsdp_cp": _strategy(embed=("data", "context"), time=("context",)),
+        # fsdp inside each slice, slices hold copies and add their gradients over the slow network
+        "multislice": _strategy(embed=("data",)),
     }
 )
 
 
-def rules_of(strategy: str) -> MappingProxyType[str, str]:
+class Degrees(NamedTuple):
+    """Sizes of the mesh axes."""
+
+    replica: int
+    data: int
+    context: int
+    tensor: int
+
+
+def rules_of(strategy: str) -> MappingProxyType[str, Axes]:
     """The table of one strategy; a UserError names the nearest valid ones."""
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     return STRATEGIES[strategy]
 
 
-def resolve(spec: ParamSpec, rules: MappingProxyType[str, str], mesh: Mesh) -> P:
+def divisors(number: int, most: int = 512) -> str:
+    """The divisors of a number as text, for error messages."""
+    return ", ".join(str(d) for d in range(1, min(number, most) + 1) if number % d == 0)
+
+
+def degrees(strategy: str, devices: int, *, slices: int = 1, context: int = 1, tensor: int = 1) -> Degrees:
+    """Mesh sizes of a strategy on `devices` devices in `slices` slices; "data" takes what is left.
+
+    Raises:
+      UserError: unknown strategy, an axis the strategy does not use, or sizes that do not divide the devices.
+    """
+    used = {axis for axes in rules_of(strategy).values() for axis in axes}
+    for name, size, user in (("context", context, "fsdp_cp"), ("tensor", tensor, "fsdp_tp")):
+        if size < 1:
+            raise UserError(f"mesh axis {name}={size} must be 1 or more")
+        if size > 1 and name not in used:
+            raise UserError(f"strategy {strategy!r} has no {name} axis ({name}={size}); use strategy={user}")
+    if strategy == "multislice" and slices < 2:
+        raise UserError("strategy 'multislice' needs 2 slices or more, there is 1; use strategy=fsdp")
+    inner = slices * context * tensor
+    if devices % inner:
+        parts = f"replica={slices} x context={context} x tensor={tensor}"
+        raise UserError(f"{parts} = {inner} does not divide {devices} devices; use divisors of {divisors(devices)}")
+    return Degrees(slices, devices // inner, context, tensor)
+
+
+def _entry(axes: Axes | None) -> str | Axes | None:
+    return axes[0] if axes is not None and len(axes) == 1 else axes
+
+
+def resolve(spec: ParamSpec, rules: MappingProxyType[str, Axes], mesh: Mesh) -> P:
     """PartitionSpec of one tensor; errors for two dimensions on one mesh axis and for sizes that do not divide."""
-    entries: list[str | None] = []
+    entries: list[Axes | None] = []
     for axis, size in zip(spec.axes, spec.shape, strict=True):
         target = rules.get(axis) if axis else None
         if target is not None:
-            if target in entries:
-                raise UserError(f"axes {spec.axes}: two dimensions map to mesh axis {target!r}; a strategy may map one")
-            ways = mesh.shape[target]
-            if size % ways:
-                valid = [str(d) for d in range(1, size + 1) if size % d == 0 and d <= 512]
+            taken = {name for entry in entries if entry for name in entry} & set(target)
+            if taken:
                 raise UserError(
-                    f"mesh axis {target!r}={ways} does not divide {axis}={size}; use {', '.join(valid)} devices"
+                    f"axes {spec.axes}: two dimensions map to mesh axis {taken.pop()!r}; a strategy may map one"
                 )
+            check_divides(axis, size, target, mesh)
         entries.append(target)
-    return P(*entries)
+    return P(*map(_entry, entries))
+
+
+def check_divides(axis: str, size: int, target: Axes, mesh: Mesh) -> None:
+    """UserError unless the mesh axes `target` divide a dimension `axis` of `size`; lists the sizes that do."""
+    ways = 1
+    for name in target:
+        ways *= mesh.shape[name]
+    if size % ways:
+        named = " x ".join(f"{name!r}" for name in target)
+        raise UserError(f"mesh axis {named}={ways} does not divide {axis}={size}; use {divisors(size)}")
 
 
 def param_shardings(specs: Any, strategy: str, mesh: Mesh) -> Any:
@@ -56,13 +122,38 @@ def param_shardings(specs: Any, strategy: str, mesh: Mesh) -> Any:
     return map_specs(lambda s: NamedSharding(mesh, resolve(s, rules, mesh)), specs)
 
 
+def batch_spec(strategy: str) -> P:
+    """PartitionSpec of (batch, time) arrays: rows over data, time over context."""
+    rules = rules_of(strategy)
+    return P(_entry(rules["batch"]), "context" if "context" in rules.get("time", ()) else None)
+
+
 def batch_sharding(strategy: str, mesh: Mesh) -> NamedSharding:
-    """Sharding of (batch, ...) arrays."""
-    return NamedSharding(mesh, P(rules_of(strategy)["batch"]))
+    """Sharding of (batch, time) arrays."""
+    return NamedSharding(mesh, batch_spec(strategy))
 
 
-def gatherer(strategy: str) -> Callable[[Any], Any]:
-    """What a model calls on stored parameters before use: all-gathers them under fsdp, nothing under dp."""
-    if "embed" not in rules_of(strategy):
-        return lambda tree: tree
-    return lambda tree: jax.tree.map(lambda x: jax.reshard(x, P(*[None] * x.ndim)), tree)
+def row_shards(mesh: Mesh) -> int:
+    """Ways the rows of a batch are split."""
+    return mesh.shape["replica"] * mesh.shape["data"]
+
+
+def check_batch(strategy: str, mesh: Mesh, windows: int, time: int) -> None:
+    """UserError unless a (micro)batch of `windows` x `time` tokens divides over the mesh."""
+    rules = rules_of(strategy)
+    check_divides("batch_windows", windows, rules["batch"], mesh)
+    if "time" in rules:
+        check_divides("window", time, rules["time"], mesh)
+
+
+def layout_of(strategy: str) -> Layout:
+    """How activations and gathered parameters are laid out under a strategy."""
+    rules = rules_of(strategy)
+    time = rules.get("time", ())
+    return Layout(
+        batch=rules["batch"],
+        residual_time=time,
+        time=tuple(axis for axis in time if axis == "context"),
+        heads=rules.get("kv_heads", ()),
+        gathers="embed" in rules,
+    )

@@ -8,11 +8,18 @@ dropped. Nothing is recomputed in the backward pass, which only scales.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from phi3_jax.models.layers import flat
+from phi3_jax.models.layout import join, per_device, spec_of, sum_over
+
+LIMIT = 64 * 2**20  # elements of a device's logits at a time: 256 MiB in float32
+Step = Callable[[Any, tuple[jax.Array, ...]], tuple[Any, Any]]
 
 
 def _chunk_loss(
@@ -28,21 +35,27 @@ def _chunk_loss(
     return logits, log_z, picked
 
 
-def chunk_count(positions: int, vocab: int, rows: int, limit: int = 64 * 2**20) -> int:
-    """Chunks of positions so that one chunk's logits hold at most `limit` elements (256 MiB in float32)."""
+def chunk_count(positions: int, vocab: int, rows: int, limit: int = LIMIT) -> int:
+    """Chunks of positions so that one chunk's logits hold at most `limit` elements."""
     wanted = -(-positions * vocab * rows // limit)
     return next(c for c in range(max(1, wanted), positions + 1) if positions % c == 0) if wanted > 1 else 1
 
 
-def _sharding_of(x: jax.Array) -> jax.sharding.Sharding | None:
-    """The sharding in x's type; None outside a mesh."""
-    sharding = jax.typeof(x).sharding
-    return None if sharding.mesh.empty else sharding
+def over_chunks(step: Step, start: Any, arrays: tuple[jax.Array, ...], vocab: int, limit: int = LIMIT) -> Any:
+    """`jax.lax.scan` of `step` over chunks of positions of arrays (rows, positions, ...); outputs put together again."""
+    rows, positions = arrays[0].shape[:2]
+    chunks = chunk_count(positions, vocab, rows, limit)
+    if chunks == 1:
+        return step(start, arrays)
+    cut = tuple(jnp.moveaxis(x.reshape(rows, chunks, positions // chunks, *x.shape[2:]), 1, 0) for x in arrays)
+    carry, outs = jax.lax.scan(step, start, cut)
+    return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, positions, *x.shape[3:]), outs)
 
 
-def chunked(x: jax.Array, chunks: int) -> jax.Array:
-    """(rows, positions, ...) -> (chunks, rows, positions / chunks, ...)."""
-    return jnp.moveaxis(x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:]), 1, 0)
+def specs(hidden: jax.Array) -> tuple[P, P, tuple[str, ...]]:
+    """Of hidden states, of (rows, positions), and the mesh axes that split them."""
+    batch, time, _ = spec_of(hidden)
+    return P(join(batch), join(time), None), P(join(batch), join(time)), batch + time
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -54,33 +67,35 @@ def weighted_cross_entropy(
     mask: jax.Array | None,
     scale: float,
     z_loss: float,
-    chunks: int,
+    limit: int = LIMIT,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of weights * (nll + z_loss log_z^2), and the nll of every position.
 
     Args:
       hidden: (rows, positions, embed) in the compute dtype.
-      matrix: (embed, vocab), same dtype.
+      matrix: (embed, vocab), same dtype; whole on every device.
       targets: (rows, positions) integers.
       weights: (rows, positions) float32; 0 where there is no loss.
       mask: (vocab,) True for ids that never win, or None.
       scale: factor on the logits.
       z_loss: weight of the squared log normaliser (Chowdhery et al. 2022, section 5).
-      chunks: number of chunks; divides positions.
+      limit: elements of a device's logits at a time; each device goes over its own rows and positions.
 
     Returns:
       (scalar, (rows, positions) nll in nats); the nll carries no gradient.
     """
 
-    def step(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        h, t, w = xs
-        _, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
-        return total + jnp.sum(w * (log_z - picked + z_loss * log_z**2)), log_z - picked
+    def part(hidden, matrix, targets, weights, mask):
+        def step(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            h, t, w = xs
+            _, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
+            return total + jnp.sum(w * (log_z - picked + z_loss * log_z**2)), log_z - picked
 
-    if chunks == 1:
-        return step(jnp.float32(0), (hidden, targets, weights))
-    total, nll = jax.lax.scan(step, jnp.float32(0), tuple(chunked(x, chunks) for x in (hidden, targets, weights)))
-    return total, jnp.moveaxis(nll, 0, 1).reshape(targets.shape)
+        total, nll = over_chunks(step, jnp.float32(0), (hidden, targets, weights), matrix.shape[1], limit)
+        return sum_over(total, axes), nll
+
+    whole, rows, axes = specs(hidden)
+    return per_device(part, (whole, P(), rows, rows, P()), (P(), rows), hidden, matrix, targets, weights, mask)
 
 
 def _forward(
@@ -91,36 +106,37 @@ def _forward(
     mask: jax.Array | None,
     scale: float,
     z_loss: float,
-    chunks: int,
+    limit: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    def step(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[tuple, tuple]:
-        total, d_matrix = carry
-        h, t, w = xs
-        logits, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
-        total += jnp.sum(w * (log_z - picked + z_loss * log_z**2))
-        slope = w if z_loss == 0 else w * (1 + 2 * z_loss * log_z)
-        hit = t[..., None] == jnp.arange(matrix.shape[1])
-        d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None] - jnp.where(hit, w[..., None], 0)
-        d_logits = (d_logits * scale).astype(h.dtype)
-        d_hidden = jnp.einsum("bpv,dv->bpd", d_logits, matrix)
-        d_matrix += jnp.einsum("nd,nv->dv", flat(h, 2), flat(d_logits, 2), out_sharding=_sharding_of(matrix))
-        return (total, d_matrix), (log_z - picked, d_hidden)
+    def part(hidden, matrix, targets, weights, mask):
+        def step(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[tuple, tuple]:
+            total, d_matrix = carry
+            h, t, w = xs
+            logits, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
+            total += jnp.sum(w * (log_z - picked + z_loss * log_z**2))
+            slope = w if z_loss == 0 else w * (1 + 2 * z_loss * log_z)
+            hit = t[..., None] == jnp.arange(matrix.shape[1])
+            d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None] - jnp.where(hit, w[..., None], 0)
+            d_logits = (d_logits * scale).astype(h.dtype)
+            d_hidden = jnp.einsum("bpv,dv->bpd", d_logits, matrix)
+            d_matrix += flat(h, 2).T @ flat(d_logits, 2)
+            return (total, d_matrix), (log_z - picked, d_hidden)
 
-    start = (jnp.float32(0), jnp.zeros_like(matrix))
-    if chunks == 1:
-        (total, d_matrix), (nll, d_hidden) = step(start, (hidden, targets, weights))
-    else:
-        xs = tuple(chunked(x, chunks) for x in (hidden, targets, weights))
-        (total, d_matrix), (nll, d_hidden) = jax.lax.scan(step, start, xs)
-        nll = jnp.moveaxis(nll, 0, 1).reshape(targets.shape)
-        d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+        start = jnp.float32(0), jnp.zeros_like(matrix)
+        (total, d_matrix), outs = over_chunks(step, start, (hidden, targets, weights), matrix.shape[1], limit)
+        return sum_over(total, axes), sum_over(d_matrix, axes), *outs
+
+    whole, rows, axes = specs(hidden)
+    total, d_matrix, nll, d_hidden = per_device(
+        part, (whole, P(), rows, rows, P()), (P(), P(), rows, whole), hidden, matrix, targets, weights, mask
+    )
     return (total, nll), (d_hidden, d_matrix)
 
 
 def _backward(
     scale: float,
     z_loss: float,
-    chunks: int,
+    limit: int,
     saved: tuple[jax.Array, jax.Array],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array | None, ...]:

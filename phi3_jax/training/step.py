@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
 from phi3_jax.models import decoder
+from phi3_jax.models.layout import per_device
 from phi3_jax.models.spec import init_params, param_specs
 from phi3_jax.sharding import rules
 from phi3_jax.training import losses
@@ -53,17 +55,27 @@ def init_state(run: RunConfig, mesh: Mesh) -> TrainState:
     shardings = rules.param_shardings(param_specs(run.model), run.strategy, mesh)
     params = jax.jit(lambda: init_params(run.model, run.seed), out_shardings=shardings)()
 
-    def rest(params: Any) -> tuple[Any, ...]:
-        return adamw(run.optim, run.model).init(params), jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(0)
+    return jax.jit(functools.partial(_fresh, run))(params)
 
-    opt, mean, step, skipped, streak = jax.jit(rest)(params)
-    return TrainState(step, params, opt, mean, skipped, streak)
+
+def abstract_state(run: RunConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without making any of it; for compiling ahead of time and restoring."""
+    shardings = rules.param_shardings(param_specs(run.model), run.strategy, mesh)
+    state = jax.eval_shape(lambda: _fresh(run, init_params(run.model, run.seed)))
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state.params, shardings)
+    return jax.eval_shape(functools.partial(_fresh, run), params)
+
+
+def _fresh(run: RunConfig, params: Any) -> TrainState:
+    zero = jnp.int32(0)
+    return TrainState(zero, params, adamw(run.optim, run.model).init(params), jnp.float32(0), zero, zero)
 
 
 def _hidden(params: Any, batch: Batch, run: RunConfig) -> jax.Array:
     return decoder.hidden_states(
         params, batch["tokens"], run.model, positions=batch["positions"], segments=batch["segments"],
-        dtype=jnp.dtype(run.dtype), remat=run.remat, unroll=run.unroll, gather=rules.gatherer(run.strategy),
+        dtype=jnp.dtype(run.dtype), remat=run.remat, unroll=run.unroll, attention=run.attention,
+        layout=rules.layout_of(run.strategy),
     )  # fmt: skip
 
 
@@ -103,20 +115,11 @@ def _select(hidden: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
 
 def batch_loss(params: Any, batch: Batch, run: RunConfig, loss: Loss) -> tuple[jax.Array, jax.Array]:
     """Weighted loss of a (micro)batch that carries `weights`, and the weighted nll sum of each domain."""
-    model = run.model
+    model, layout = run.model, rules.layout_of(run.strategy)
     hidden, targets, weights, domains = _select(_hidden(params, batch, run), batch)
-    matrix = rules.gatherer(run.strategy)(decoder.output_matrix(params, model)).astype(hidden.dtype)
-    chunks = losses.chunk_count(targets.shape[1], model.vocab, targets.shape[0])
-    total, nll = losses.weighted_cross_entropy(
-        hidden,
-        matrix,
-        targets,
-        weights,
-        decoder.dummy_mask(model),
-        decoder.logit_scale(model),
-        run.optim.z_loss,
-        chunks,
-    )
+    matrix = layout.gather(decoder.output_matrix(params, model).astype(hidden.dtype), whole=True)
+    mask, scale = decoder.dummy_mask(model), decoder.logit_scale(model)
+    total, nll = losses.weighted_cross_entropy(hidden, matrix, targets, weights, mask, scale, run.optim.z_loss)
     members = domains[..., None] == jnp.arange(1, len(loss.domains) + 1)
     sums = jnp.sum(jnp.where(members, jax.lax.stop_gradient(nll)[..., None], 0.0), axis=(0, 1))
     return total, sums
@@ -187,21 +190,20 @@ def train_step(
 
 def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]:
     """Per-position nll (nats) and whether the largest logit is the target; both (batch, time)."""
-    model = run.model
+    model, layout = run.model, rules.layout_of(run.strategy)
     hidden = _hidden(params, batch, run)
-    params = rules.gatherer(run.strategy)({k: v for k, v in params.items() if k != "blocks"})
-    chunks = losses.chunk_count(hidden.shape[1], model.vocab, hidden.shape[0])
+    params = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
 
-    def chunk(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = decoder.logits_of(xs[0], params, model)
-        picked = jnp.take_along_axis(logits, xs[1][..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1) == xs[1]
+    def part(hidden: jax.Array, targets: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
+        def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            logits = decoder.logits_of(xs[0], params, model)
+            picked = jnp.take_along_axis(logits, xs[1][..., None], axis=-1)[..., 0]
+            return None, (jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1) == xs[1])
 
-    if chunks == 1:
-        nll, hit = chunk((hidden, batch["targets"]))
-    else:
-        nll, hit = jax.lax.map(chunk, (losses.chunked(hidden, chunks), losses.chunked(batch["targets"], chunks)))
-        nll, hit = (jnp.moveaxis(x, 0, 1).reshape(batch["targets"].shape) for x in (nll, hit))
+        return losses.over_chunks(chunk, None, (hidden, targets), model.vocab)[1]
+
+    whole, rows, _ = losses.specs(hidden)
+    nll, hit = per_device(part, (whole, rows, P()), (rows, rows), hidden, batch["targets"], params)
     return {"nll": nll, "hit": hit}
 
 

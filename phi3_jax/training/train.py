@@ -28,7 +28,7 @@ from phi3_jax.errors import UserError
 from phi3_jax.evaluation import probes
 from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding import rules
-from phi3_jax.sharding.mesh import make_mesh
+from phi3_jax.sharding.mesh import mesh_of
 from phi3_jax.study import run_from_dict
 from phi3_jax.training import checkpoint, step
 from phi3_jax.training.loop import LoopConfig, Result, config_diff, fit
@@ -68,17 +68,18 @@ def _batches(
     def get(number: int) -> dict[str, jax.Array]:
         batch = source[number]
         if loss.capacity:
-            batch = batch | {"loss_index": step.loss_index(batch["domains"], mesh.shape["data"], loss.capacity)}
+            batch = batch | {"loss_index": step.loss_index(batch["domains"], rules.row_shards(mesh), loss.capacity)}
         return _put(batch, run, mesh)
 
     return get
 
 
-def loss_of(ds: loader.Dataset, run: RunConfig, shards: int) -> step.Loss:
+def loss_of(ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh) -> step.Loss:
     """The batch's loss; logits only where a loss is, when at most 3/4 of the positions carry one."""
+    shards = rules.row_shards(mesh)
     positions = run.batch_windows * run.data.window // shards
     capacity = loader.max_targets(ds, run.batch_windows, shards)
-    gathers = run.accumulation == 1 and capacity <= 0.75 * positions
+    gathers = run.accumulation == 1 and mesh.size == shards and capacity <= 0.75 * positions
     manifest = ds.manifest
     return step.Loss(tuple(manifest["domains"]), manifest["loss"] == "domain_mean", capacity if gathers else None)
 
@@ -88,7 +89,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Rows of every evaluation set of a dataset, batched through the training forward."""
     rows = []
-    shards = mesh.shape["data"]
+    shards = rules.row_shards(mesh)
     per_batch = max(shards, EVAL_TOKENS // run.data.window // shards * shards)
     for entry in ds.manifest["evals"]:
         nll, hit, batches = [], [], []
@@ -189,11 +190,11 @@ def train_run(
     started = started or time.time()
     folder = study / run.name
     refuse_other(run, folder)
-    mesh = make_mesh()
+    mesh = mesh_of(run)
     with jax.set_mesh(mesh):
         _describe(run, folder, jax.devices()[0].platform == "cpu")
         ds = loader.open_dataset(run.data.folder)
-        loss = loss_of(ds, run, mesh.shape["data"])
+        loss = loss_of(ds, run, mesh)
         train_step, eval_step = _compiled(run, loss)
         per_token = train_flops_per_token(run.model, run.data.window)
         kind = jax.devices()[0].device_kind

@@ -12,7 +12,8 @@ from reference import SHARED, check, read_golden
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.errors import UserError
-from phi3_jax.models.attention import Mask, attend, blocksparse_allowed, reference
+from phi3_jax.models.attention import Mask, attend, reference
+from phi3_jax.models.masks import blocksparse_allowed
 from phi3_jax.sharding.mesh import make_mesh
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the larger reference tensors are not here")

@@ -13,8 +13,8 @@ import pytest
 from phi3_jax import UserError, family, loading
 from phi3_jax.configs import BlockSparse, LongRope, ModelConfig
 from phi3_jax.models import decoder
-from phi3_jax.models.attention import Mask, allowed
 from phi3_jax.models.layers import activate
+from phi3_jax.models.masks import Mask, seen
 from phi3_jax.models.rotary import attention_factor, rope_table
 from phi3_jax.models.spec import init_params
 
@@ -74,13 +74,14 @@ def test_window_rules() -> None:
     mini = family.published("mini")
     assert mini.window_keys == 2048
     assert dataclasses.replace(mini, window_rule="transformers").window_keys == 2047
-    ok = np.asarray(allowed(Mask(window=3), 8, 1))[0, 0]
+    ok = np.asarray(seen(Mask(window=3), slice(0, 8), slice(0, 8), (1, 1)))
     assert [int(row.sum()) for row in ok] == [1, 2, 3, 3, 3, 3, 3, 3]
 
 
 def test_blocksparse_mask_matches_a_scalar_reading_of_the_rule() -> None:
     pattern, heads, time = BlockSparse(4, 2, 3), 4, 40
-    ok = np.asarray(allowed(Mask(blocksparse=pattern), time, heads))[0]
+    every = slice(0, time)
+    ok = np.asarray(seen(Mask(blocksparse=pattern), every, every, (1, heads)))[0]
     step = max(1, pattern.vert_stride // heads)
     for h in range(heads):
         for q in range(time):

@@ -14,7 +14,7 @@ from phi3_jax.configs import BlockSparse, ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import proxy, published
 from phi3_jax.models import decoder
-from phi3_jax.models.attention import blocksparse_allowed
+from phi3_jax.models.masks import blocksparse_allowed
 from phi3_jax.models.spec import count_params, init_params
 from phi3_jax.scaling import flops
 

@@ -25,9 +25,12 @@ def plain(hidden: np.ndarray, matrix: np.ndarray, z_loss: float, scale: float) -
 @pytest.mark.parametrize("chunks", [1, 3, 12])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_value_and_gradients(chunks: int, z_loss: float) -> None:
+    limit = 2 * 12 * 30 // chunks
+    assert losses.chunk_count(12, 30, 2, limit) == chunks
+
     def ours(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
         targets, weights = jnp.asarray(TARGETS), jnp.asarray(WEIGHTS, jnp.float32)
-        return 3 * losses.weighted_cross_entropy(hidden, matrix, targets, weights, None, 0.5, z_loss, chunks)[0]
+        return 3 * losses.weighted_cross_entropy(hidden, matrix, targets, weights, None, 0.5, z_loss, limit)[0]
 
     args = jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(MATRIX, jnp.float32)
     value, grads = jax.value_and_grad(ours, argnums=(0, 1))(*args)

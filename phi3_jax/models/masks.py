@@ -1,0 +1,91 @@
+"""What a query may see: a small description, and the boolean arrays that implementations make of its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from phi3_jax.configs import BlockSparse
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Causal attention, narrowed by a window, documents and phi-3-small's block pattern.
+
+    Attributes:
+      window: number of keys a query sees, itself included; None = all earlier ones.
+      blocksparse: per-head pattern, or None for dense.
+      segments: (batch, time) document numbers; 0 is padding. None = one document a row.
+      positions: (batch, time) positions inside each document, from which the block pattern counts, so that a packed
+        document is masked as it is alone. None = the pattern counts from the row's start.
+    """
+
+    window: int | None = None
+    blocksparse: BlockSparse | None = None
+    segments: jax.Array | None = None
+    positions: jax.Array | None = None
+
+    def simplified(self, time: int) -> Mask:
+        """The same mask without the parts that leave out nothing at this length or mean nothing."""
+        window = None if self.window is not None and self.window >= time else self.window
+        pattern = self.blocksparse
+        if pattern is not None and time <= pattern.block * pattern.local_blocks:
+            pattern = None
+        counts = pattern is not None and self.segments is not None and pattern.per_document
+        return dataclasses.replace(
+            self, window=window, blocksparse=pattern, positions=self.positions if counts else None
+        )
+
+
+class Origin(NamedTuple):
+    """Where one device's part begins: its first query's row (None: row 0 and all of them), its first head, and how many
+    heads there are in all (0: the part's own)."""
+
+    row: jax.Array | None = None
+    head: jax.Array | int = 0
+    heads: int = 0
+
+
+ORIGIN = Origin()
+
+
+def blocksparse_allowed(
+    pattern: BlockSparse, q_pos: jax.Array, k_pos: jax.Array, heads: int, first: jax.Array | int = 0, total: int = 0
+) -> jax.Array:
+    """Block pattern without causality: (..., heads, q, k) from q_pos (..., q) and k_pos (..., k).
+
+    Head h keeps key block K for query block Q when Q - K < local_blocks or (K + h step + 1) % vert_stride == 0,
+    step = max(1, vert_stride // heads) (Microsoft's block-sparse attention layer; h is the global head index: the
+    `heads` heads here start at `first` of `total`).
+    """
+    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // (total or heads))
+    q_block = (q_pos // pattern.block)[..., None, :, None]
+    k_block = (k_pos // pattern.block)[..., None, None, :]
+    head = (first + jnp.arange(heads))[:, None, None]
+    return (q_block - k_block < pattern.local_blocks) | ((k_block + head * step + 1) % pattern.vert_stride == 0)
+
+
+def seen(mask: Mask, rows: slice, keys: slice, heads: tuple[int, int], origin: Origin = ORIGIN) -> jax.Array:
+    """Boolean mask of some queries (counted from the origin) and some keys, broadcastable to (b, g, r, rows, keys).
+
+    `heads` are (kv heads, queries a kv head) of the part.
+    """
+    row, key = jnp.arange(rows.start, rows.stop), jnp.arange(keys.start, keys.stop)
+    if origin.row is not None:
+        row = row + origin.row
+    of_rows = lambda x: x[:, rows] if origin.row is None else jnp.take(x, row, axis=1)  # noqa: E731
+    distance = row[:, None] - key[None, :]
+    ok = distance >= 0
+    if mask.window is not None:
+        ok &= distance < mask.window
+    if mask.segments is not None:
+        ok = ok & (of_rows(mask.segments)[:, :, None] == mask.segments[:, None, keys])
+        ok = ok[:, None, None]
+    if mask.blocksparse is not None:
+        q_pos, k_pos = (row, key) if mask.positions is None else (of_rows(mask.positions), mask.positions[:, keys])
+        sparse = blocksparse_allowed(mask.blocksparse, q_pos, k_pos, heads[0] * heads[1], origin.head, origin.heads)
+        ok = ok & sparse.reshape(*sparse.shape[:-3], *heads, *sparse.shape[-2:])
+    return ok
