@@ -137,10 +137,11 @@ def setup_of(config: Any, model: ModelConfig, topology: Topology) -> Setup:
     if train.batch_tokens:
         windows, rest = divmod(train.batch_tokens, window)
         if rest or not windows or windows % unit:
-            near = max(1, round(train.batch_tokens / (unit * window))) * unit * window
+            least = unit * window
+            near = max(1, round(train.batch_tokens / least)) * least
             raise UserError(
                 f"train.batch_tokens={train.batch_tokens:,} does not divide into windows of {window:,} over "
-                f"{row_ways(mesh)} rows of devices x accumulation {train.accumulation}; use multiples of {unit * window:,}, "
+                f"{row_ways(mesh)} rows of devices x accumulation {train.accumulation}; use a multiple of {least:,}, "
                 f"for example {near}"
             )
     else:
