@@ -93,6 +93,14 @@ class Setup:
         table = rules.rules_of(self.strategy)
         return math.prod(self.ways(table.get(axis, ())) for axis in spec.axes if axis)
 
+    def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
+        """A device's piece of a parameter."""
+        table = rules.rules_of(self.strategy)
+        return tuple(
+            size // self.ways(table.get(axis, ()) if axis else ())
+            for axis, size in zip(spec.axes, spec.shape, strict=True)
+        )
+
     def kept_split(self, spec: ParamSpec) -> int:
         """Pieces that a gathered parameter of a layer stays cut into (its heads or mlp)."""
         table, heads = rules.rules_of(self.strategy), set(self.layout.heads)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from setups import setup
 
 from phi3_jax import UserError
 from phi3_jax.family import MEMBERS, published
 from phi3_jax.planning import memory
 from phi3_jax.planning.memory import KEPT, argument_bytes, kept_bytes, predict, temp_bytes
 from phi3_jax.scaling.flops import all_params, matmul_params
-from setups import setup
 
 WAYS = [
     ("dp", "v5p:4x4x8", {}),
@@ -31,15 +31,23 @@ def pieces(strategy: str, topology: str) -> int:
 @pytest.mark.parametrize(("strategy", "topology", "more"), WAYS)
 def test_no_parameter_is_lost_or_held_twice(member: str, strategy: str, topology: str, more: dict) -> None:
     """Every piece of every matrix lies on one device; gains and biases, which may be whole, are under 0.1 % of all."""
-    got = predict(setup(member, topology, strategy, **more))
+    one = setup(member, topology, strategy, **more)
+    got, stored = predict(one), memory.stored_params(one)
     model, cut = published(member), pieces(strategy, topology)
     matrices = matmul_params(model) + (0 if model.tied else model.vocab * model.embed)
     small = all_params(model) - matrices
-    assert 0 <= got.parameters - 4 * matrices / cut <= 4 * small
+    assert 0 <= stored - matrices / cut <= small
     if not model.bias and strategy != "fsdp_tp":  # gains have an embed dimension, biases of the MLP have none
-        assert got.parameters == pytest.approx(4 * all_params(model) / cut, rel=1e-12)
+        assert stored == pytest.approx(all_params(model) / cut, rel=1e-12)
+    assert 4 * stored <= got.parameters < 1.15 * 4 * stored  # a TPU pads
     assert got.optimizer == 2 * got.parameters
-    assert argument_bytes(setup(member, topology, strategy, **more)) == got.parameters + got.optimizer + got.batch
+    assert argument_bytes(one) == got.parameters + got.optimizer + got.batch
+
+
+def test_arguments_are_those_of_the_tpu_compiler() -> None:
+    """`memory_analysis().argument_size_in_bytes` of the training step, libtpu 0.0.42: mini's attention matrices padded."""
+    assert argument_bytes(setup("mini")) == pytest.approx(396_726_784, rel=1e-4)
+    assert argument_bytes(setup("mini", "h200:8", windows=64)) == 12 * 3_821_079_552 / 8 + 20 * 64 / 8 * 4096
 
 
 def test_arguments_and_temporaries_make_the_total() -> None:
@@ -79,7 +87,7 @@ def test_more_windows_need_more_and_microbatches_less(remat: str) -> None:
 
 def test_more_devices_need_less_each() -> None:
     few, many = (predict(setup(topology=t, windows=1024)) for t in ("v5p:4x4x4", "v5p:4x4x8"))
-    assert many.parameters == few.parameters / 2 and many.total < few.total
+    assert many.parameters == pytest.approx(few.parameters / 2, rel=1e-3) and many.total < few.total
 
 
 def test_logits_are_never_held_whole() -> None:

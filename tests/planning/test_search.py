@@ -13,7 +13,12 @@ from phi3_jax.planning.search import MAX_GROWTH, MIN_BATCH, best, candidates, me
 
 @pytest.mark.parametrize(
     ("member", "length", "topology"),
-    [("mini", "4k", "v5e:16x16"), ("small", "8k", "v6e:16x16"), ("medium", "4k", "h100:4x8"), ("mini", "128k", "v5p:4x4x8")],
+    [
+        ("mini", "4k", "v5e:16x16"),
+        ("small", "8k", "v6e:16x16"),
+        ("medium", "4k", "h100:4x8"),
+        ("mini", "128k", "v5p:4x4x8"),
+    ],
 )  # fmt: skip
 def test_nothing_that_fits_is_faster(member: str, length: str, topology: str) -> None:
     model, where = published(member, length), parse_topology(topology)
