@@ -57,7 +57,7 @@ class Memory:
       gradients: reduced gradients, and the sum over microbatches under accumulation.
       activations: what the forward pass keeps, and one layer's work in the backward pass.
       logits: of one chunk of positions.
-      collectives: gathered weights and gradients before they are reduced.
+      collectives: gathered weights, their pieces in the compute dtype, and gradients before they are reduced.
       runtime: the process itself, on a CPU.
       moment: when a device is fullest; categories that do not live then are 0.
     """
@@ -83,8 +83,8 @@ class Memory:
         return self.state + self.batch
 
     @property
-    def temp_bytes(self) -> float:
-        """What it needs beside its arguments."""
+    def temporaries(self) -> float:
+        """What lives beside the arguments at the fullest moment."""
         return self.gradients + self.activations + self.logits + self.collectives
 
     @property
@@ -105,6 +105,8 @@ def predict(setup: Setup) -> Memory:
     hidden = setup.residual_tokens() * setup.model.embed * setup.value_bytes
     head = 2 * table * setup.value_bytes  # the output matrix and its gradient, whole on every device
     weights, always = gathered_bytes(setup)
+    if setup.layout.gathers and setup.value_bytes < MASTER:
+        always += setup.value_bytes * stored  # XLA casts all layers' pieces before the loops
     moments = {  # gradients, activations, logits, collectives
         "the loss": (carried, kept + 2 * hidden, logits, head + always),
         "a layer's backward pass": (carried + GRADIENT * stored, kept + work, 0.0, weights + always),
@@ -132,8 +134,18 @@ def argument_bytes(setup: Setup) -> float:
 
 
 def temp_bytes(setup: Setup) -> float:
-    """Bytes a device that a compiled step needs beside its arguments (`memory_analysis().temp_size_in_bytes`)."""
-    return predict(setup).temp_bytes
+    """`memory_analysis().temp_size_in_bytes` of a compiled step, a device.
+
+    The TPU compiler reports there what the bodies of the forward and of the backward loop need in turn as if both lived at
+    once: it compiles steps whose arguments and temporaries together exceed a chip's memory, when `peak_bytes` does not.
+    """
+    found, kept = predict(setup).temporaries, kept_bytes(setup)
+    return kept + 2 * (found - kept) if setup.topology.chip.platform == "tpu" and found > kept else found
+
+
+def peak_bytes(setup: Setup) -> float:
+    """`memory_analysis().peak_memory_in_bytes` of a compiled step, a device: arguments and what lives beside them."""
+    return predict(setup).total
 
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -177,15 +189,15 @@ def kept_bytes(setup: Setup) -> float:
 def work_bytes(setup: Setup) -> float:
     """Bytes of one layer's work in the backward pass: what is made again, and gradients, at the worse of two places.
 
-    In the MLP: everything made again, and gradients of the MLP's inside. In attention: what attention needs in the
-    kernel's own layout, its gradients, and the kernel's own memory.
+    In the MLP: what comes before it, its input, and four arrays of its width at once (gate, the gradient of the activation,
+    and the gradients that become; the linear part is made inside of products, as XLA's schedule for TPU shows). In
+    attention: what attention needs in the kernel's own layout, its gradients, and the kernel's own memory.
     """
     values, kept = layer_values(setup), KEPT[setup.remat]
     again = {name: n for name, n in values.items() if name not in (*kept, "residual", "wide_norms", "gates")}
-    mlp_inside = ("mlp_norm", "gate_up", "activated")
-    before = sum(n for name, n in again.items() if name not in mlp_inside)
+    before = sum(n for name, n in again.items() if name not in ("mlp_norm", "gate_up", "activated"))
     streams = 2 * values["residual"]  # the layer's input, and the gradient that comes in
-    mlp = sum(again.get(name, 0.0) for name in mlp_inside) + values["activated"] + values["gate_up"]
+    mlp = again.get("mlp_norm", 0.0) + values["gate_up"] + again.get("gate_up", 0.0)
     attention = 2 * _kernel_values(setup)
     rest = (setup.period - 1) * sum(again.values())
     return (streams + before + rest + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)

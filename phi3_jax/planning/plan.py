@@ -16,7 +16,7 @@ from phi3_jax.family import SCALES
 from phi3_jax.launcher import parse
 from phi3_jax.planning import page, search
 from phi3_jax.planning.chips import EXAMPLES, Topology, parse_topology
-from phi3_jax.planning.memory import KEPT, limit
+from phi3_jax.planning.memory import KEPT, limit, temp_bytes
 from phi3_jax.planning.search import Candidate
 from phi3_jax.planning.setup import Setup, row_ways
 from phi3_jax.scaling.flops import train_flops_per_token
@@ -81,7 +81,7 @@ class Plan:
             "batch_tokens": setup.batch_tokens,
             "bytes_per_device": memory | {"total": way.memory.total, "limit": limit(setup)},
             "argument_bytes": way.memory.argument_bytes,
-            "temp_bytes": way.memory.temp_bytes,
+            "temp_bytes": temp_bytes(setup),
             "fullest_moment": way.memory.moment,
             "fits": way.fits,
             "collectives": [dataclasses.asdict(c) for c in roofline.moved],

@@ -50,7 +50,7 @@ def test_the_object(capsys: pytest.CaptureFixture) -> None:
         "parameters", "optimizer", "batch", "gradients", "activations", "logits", "collectives", "runtime",
     }  # fmt: skip
     assert sum(sizes.values()) == pytest.approx(total) and total < room
-    assert total == pytest.approx(got["argument_bytes"] + got["temp_bytes"])
+    assert got["argument_bytes"] < total < got["argument_bytes"] + got["temp_bytes"]
     assert got["fits"] is True and got["bound_by"] == "compute" and 0.6 <= got["mfu_bound"] <= 1
     assert got["tokens_per_s"] == pytest.approx(got["batch_tokens"] / got["step_time_s"])
     assert got["chip_hours"] == pytest.approx(4.8e12 / got["tokens_per_s"] / 3600 * 128)
