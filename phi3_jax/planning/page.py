@@ -80,9 +80,12 @@ def _collectives(way: Candidate) -> list[str]:
 def _time(way: Candidate) -> list[str]:
     roof, setup, chip = way.roofline, way.setup, way.setup.topology.chip
     more = roof.hardware_flops / roof.model_flops
-    rows = [("compute", f"{roof.compute:.3f}", f"{more:.2f} x the model's FLOPs: recomputation, whole attention tiles")]
+    why = ["recomputation, whole attention tiles"]
     if padded_head(setup) != setup.model.head_dim:
-        rows[0] = (*rows[0][:2], f"{rows[0][2]}, head_dim {setup.model.head_dim} padded to {LANES} lanes")
+        why.append(f"head_dim {setup.model.head_dim} padded to {LANES} lanes")
+    if setup.ways(setup.layout.time) > 1:
+        why.append("the device with the end of a window")
+    rows = [("compute", f"{roof.compute:.3f}", f"{more:.2f} x the model's FLOPs: {', '.join(why)}")]
     rows.append(("HBM", f"{roof.hbm:.3f}", "rough"))
     rows += [(name, f"{s:.3f}", "") for name, s in ((chip.fast, roof.ici), (chip.slow, roof.dcn)) if s]
     if roof.exposed:

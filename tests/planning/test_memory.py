@@ -45,18 +45,20 @@ def test_no_parameter_is_lost_or_held_twice(member: str, strategy: str, topology
 
 
 @pytest.mark.parametrize(
-    ("member", "topology", "arguments", "temporaries", "peak"),
+    ("member", "topology", "remat", "accumulation", "arguments", "temporaries", "peak"),
     [
-        ("mini", "v5p:4x4x8", 396_726_784, 19_348_843_328, 12_688_436_896),
-        ("medium", "v5p:4x4x8", 1_309_577_728, 32_694_692_992, 24_416_812_704),
-        ("medium", "v5e:16x16", 657_887_744, 16_965_352_960, 12_723_913_728),
+        ("mini", "v5p:4x4x8", "full", 1, 396_726_784, 19_348_843_328, 12_688_436_896),
+        ("mini", "v5p:4x4x8", "none", 4, 396_726_784, 64_493_857_024, 62_397_362_336),
+        ("medium", "v5p:4x4x8", "full", 1, 1_309_577_728, 32_694_692_992, 24_416_812_704),
+        ("medium", "v5p:4x4x8", "dots", 2, 1_309_577_728, 82_631_698_720, 78_110_680_224),
+        ("medium", "v5e:16x16", "full", 1, 657_887_744, 16_965_352_960, 12_723_913_728),
     ],
 )
 def test_bytes_are_near_the_tpu_compilers(
-    member: str, topology: str, arguments: int, temporaries: int, peak: int
+    member: str, topology: str, remat: str, accumulation: int, arguments: int, temporaries: int, peak: int
 ) -> None:
-    """`memory_analysis()` of the training step (fsdp, remat full, 1,024 windows of 4,096), libtpu 0.0.42."""
-    one = setup(member, topology)
+    """`memory_analysis()` of the training step (fsdp, 1,024 windows of 4,096), libtpu 0.0.42."""
+    one = setup(member, topology, remat=remat, accumulation=accumulation)
     assert argument_bytes(one) == pytest.approx(arguments, rel=0.01)
     assert temp_bytes(one) == pytest.approx(temporaries, rel=0.15)
     assert peak_bytes(one) == pytest.approx(peak, rel=0.1)
