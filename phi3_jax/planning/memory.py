@@ -236,7 +236,7 @@ def _kernel_scratch(setup: Setup) -> float:
 
 def stored_params(setup: Setup) -> float:
     """Parameters a device stores."""
-    return sum(spec.size / setup.slices_of(spec) for _, spec in tensors(setup.model))
+    return float(sum(math.prod(setup.stored_shape(spec)) for _, spec in tensors(setup.model)))
 
 
 def stored_padded(setup: Setup) -> float:

@@ -88,11 +88,6 @@ class Setup:
         """Tokens of a microbatch a device has of the residual stream between the matrices."""
         return self.rows * self.window / self.ways(self.layout.residual_time)
 
-    def slices_of(self, spec: ParamSpec) -> int:
-        """Pieces a stored parameter is cut into."""
-        table = rules.rules_of(self.strategy)
-        return math.prod(self.ways(table.get(axis, ())) for axis in spec.axes if axis)
-
     def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
         """A device's piece of a parameter."""
         table = rules.rules_of(self.strategy)
