@@ -34,6 +34,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict, config_dict
 
 from phi3_jax.family import LADDERS, MEMBERS, SCALES
+from phi3_jax.sharding.rules import STRATEGIES
 from phi3_jax.study import parse_arguments
 
 TARGETS = ("sweep", *MEMBERS)
@@ -45,6 +46,8 @@ WORDS = {
     "seed": int,
     "seeds": int,
     "data": str,
+    "topology": str,
+    "strategy": STRATEGIES,
 }
 
 
@@ -64,6 +67,7 @@ def get_config(argument: str = "") -> ConfigDict:
             budget_shares=(0.25, 0.5, 1.0) if sweep else (1.0,),
             seed=0,
             seeds=1,
+            topology="",  # planned for, for example v5p:4x4x8
             context="",  # of the full models: "" (4k/8k/4k) or "128k"
             data=dict(
                 source="",
@@ -96,6 +100,9 @@ def get_config(argument: str = "") -> ConfigDict:
                 dtype=unset(str),
                 remat=unset(str),
                 strategy="auto",
+                context=1,  # devices that share a window (fsdp_cp)
+                tensor=1,  # devices that share a layer's heads and mlp (fsdp_tp)
+                slices=0,  # groups of devices joined by a slow network; 0: what the topology says
                 log_every=20,
                 eval_points=4,
                 checkpoint_every=unset(int),
@@ -107,7 +114,7 @@ def get_config(argument: str = "") -> ConfigDict:
             ),
         )
     )
-    renamed = {"data": ("data", "source")}
+    renamed = {"data": ("data", "source"), "strategy": ("train", "strategy")}
     for key, value in words.items():
         node = config
         *path, last = renamed.get(key, (key,))

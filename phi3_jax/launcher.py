@@ -22,8 +22,6 @@ from phi3_jax import study as studies
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
-from phi3_jax.training.loop import DONE
-from phi3_jax.training.metrics import ProgressBars
 
 OPTIONS = ("--config", "--workdir", "--resume")
 # XLA:CPU asks malloc for a step's buffers and frees them after it. glibc's defaults give such blocks back to the kernel, so
@@ -216,11 +214,14 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 
 
 def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
+    from phi3_jax.training.loop import DONE
+
     return [run for run in runs if not (folder / run.name / DONE).exists()]
 
 
 def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
     """One run after the other on all attached devices."""
+    from phi3_jax.training.metrics import ProgressBars
     from phi3_jax.training.train import train_run
 
     bars, rows = ProgressBars(), {}
@@ -291,6 +292,8 @@ def _cores() -> list[int]:
 
 def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
     """One pinned process a core, costliest group first: on CPU this beats one process with all threads."""
+    from phi3_jax.training.metrics import ProgressBars
+
     queue, free = studies.groups(_unfinished(runs, folder)), [{core} for core in _cores()]
     if len(queue) == 1:
         free = [set(_cores())]

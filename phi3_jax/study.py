@@ -140,7 +140,7 @@ def full_runs(config: Any) -> list[FullRun]:
         params = count_params(model)
         tokens = token_budget(config.tokens, size)
         tokens = tokens if tokens >= FULL_BUDGET or config.scale == "full" else family.MATCHED_TOKENS
-        need = memory.predict(model, params, 1, model.context, remat="full", bytes_per_value=2, on_cpu=False)
+        need = memory.needed_on_one_device(model, 1, model.context, remat="full", value_bytes=2, on_cpu=False)
         flops = tokens * train_flops_per_token(model, model.context)
         runs.append(FullRun(model, params, tokens, flops, need.state, need.total))
     return runs
@@ -335,7 +335,7 @@ def plan_of(run: RunConfig, on_cpu: bool) -> dict[str, Any]:
     params, window = count_params(run.model), run.data.window
     rows = run.batch_windows // run.accumulation
     size = 2 if run.dtype == "bfloat16" else 4
-    need = memory.predict(run.model, params, rows, window, remat=run.remat, bytes_per_value=size, on_cpu=on_cpu)
+    need = memory.needed_on_one_device(run.model, rows, window, remat=run.remat, value_bytes=size, on_cpu=on_cpu)
     per_token = train_flops_per_token(run.model, window)
     return {
         "parameters": params,

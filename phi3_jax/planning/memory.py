@@ -1,31 +1,76 @@
-"""Bytes a training run needs, by category, and whether the attached devices have them."""
+"""Bytes a training step needs on each device, by category, and whether the attached devices have them.
+
+What lives at once is looked at in three moments of a step: while the loss and its gradient are made, in the backward pass
+through a layer, and while the embedding's gradient is made. The largest moment is the prediction. Every tensor is one named
+term, so that a compiler's numbers can correct it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from phi3_jax.configs import ModelConfig
+from phi3_jax.planning.chips import CHIPS
+from phi3_jax.planning.setup import Setup, on_one_device, row_ways, tensors
 
-# Memory of one accelerator chip in bytes, from the makers' data sheets; used to suggest a mesh.
-CHIPS = {"H100": 80e9, "H200": 141e9, "TPU v5e": 16e9, "TPU v5p": 95e9, "TPU v6e": 32e9}
+MASTER = 4  # bytes of a parameter: fp32
+ADAM = 8  # bytes of its two moments
+GRADIENT = 4  # bytes of its gradient once reduced
+BATCH_ARRAYS = 5  # int32 arrays of a batch: tokens, targets, segments, positions, domains
+# Bytes an element of a chunk's logits: fp32 logits and probabilities, bf16 gradient; and elements a chunk
+# (training/losses.py).
+LOGIT_BYTES, LOGIT_CHUNK = 4 + 4 + 2, 64 * 2**20
+# Gathered weights of a layer at a time: the layer's and, fetched ahead, the next one's.
+LAYERS_GATHERED = 2
+LANES = 128  # a TPU pads the last dimension of attention's arrays to it
 # Resident set of a process before it holds any array: Python, jax, orbax, the compiled program and XLA's own
 # compile-time peak, as measured on CPU with jax 0.10.2.
 CPU_RUNTIME_BYTES = 650e6
+SHARE = 0.85  # of a device's memory that a plan may fill; the rest is for fragmentation and errors of these formulas
+# What a remat policy keeps of each layer beside the residual stream (decoder.REMAT), in the words of `layer_values`.
+KEPT: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "none": (
+            "attention_norm", "qkv", "rotated", "attention", "middle", "mlp_norm", "gate_up", "activated", "wide_norms",
+            "gates",
+        ),
+        "dots": ("qkv", "middle", "gate_up"),
+        "names": ("qkv", "attention", "gate_up"),
+        "full": (),
+    }
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Predicted bytes over all devices; `replicas` multiplies what every data-parallel replica holds again."""
+    """Predicted bytes a device.
+
+    Attributes:
+      parameters: fp32 master weights.
+      optimizer: two Adam moments.
+      batch: the step's data.
+      gradients: reduced gradients, and the sum over microbatches under accumulation.
+      activations: what the forward pass keeps, and one layer's work in the backward pass.
+      logits: of one chunk of positions.
+      collectives: gathered weights, their pieces in the compute dtype, and gradients before they are reduced.
+      runtime: the process itself, on a CPU.
+      moment: when a device is fullest; categories that do not live then are 0.
+    """
 
     parameters: float
     optimizer: float
+    batch: float
     gradients: float
     activations: float
     logits: float
-    runtime: float
+    collectives: float
+    runtime: float = 0.0
+    moment: str = ""
 
     @property
     def state(self) -> float:
@@ -33,41 +78,223 @@ class Memory:
         return self.parameters + self.optimizer
 
     @property
+    def argument_bytes(self) -> float:
+        """What a compiled step takes in: state and batch."""
+        return self.state + self.batch
+
+    @property
+    def temporaries(self) -> float:
+        """What lives beside the arguments at the fullest moment."""
+        return self.gradients + self.activations + self.logits + self.collectives
+
+    @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        return sum(self.categories().values())
+
+    def categories(self) -> dict[str, float]:
+        """Bytes by category."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "moment"}
 
 
-def predict(
-    model: ModelConfig, params: int, rows: int, time: int, *, remat: str, bytes_per_value: int, on_cpu: bool
-) -> Memory:
-    """Memory of one training step.
-
-    Args:
-      model: the model.
-      params: its parameter count.
-      rows: windows in a (micro)batch.
-      time: tokens in a window.
-      remat: "none" keeps every intermediate of every layer, other policies the residual stream and one layer.
-      bytes_per_value: of the compute dtype.
-      on_cpu: adds the process itself.
-
-    Activations kept for the backward pass, in values a token and layer: two norm inputs and outputs (4 d), qkv
-    twice (before and after rotation), attention output (d), gate and up (2 f) and their product and activation
-    (2 f), and the attention probabilities (heads x time). A step's temporary copies are counted once more for one layer.
-    """
-    d, f = model.embed, model.mlp
-    kv = 2 * model.kv_heads * model.head_dim
-    per_layer = 4 * d + 2 * (d + kv) + d + 4 * f + model.heads * time
-    kept = model.layers * per_layer if remat == "none" else model.layers * d + per_layer
-    chunk = min(rows * time * model.vocab, 64 * 2**20)
+def predict(setup: Setup) -> Memory:
+    """Memory of one training step a device, at the fullest moment of the step."""
+    stored = stored_params(setup)
+    carried = GRADIENT * stored if setup.accumulation > 1 else 0.0
+    kept, work, logits = kept_bytes(setup), work_bytes(setup), logit_bytes(setup)
+    table = float(setup.model.vocab * setup.model.embed)
+    hidden = setup.residual_tokens() * setup.model.embed * setup.value_bytes
+    head = 2 * table * setup.value_bytes  # the output matrix and its gradient, whole on every device
+    weights, always = gathered_bytes(setup)
+    if setup.layout.gathers and setup.value_bytes < MASTER:
+        always += setup.value_bytes * stored  # XLA casts all layers' pieces before the loops
+    moments = {  # gradients, activations, logits, collectives
+        "the loss": (carried, kept + 2 * hidden, logits, head + always),
+        "a layer's backward pass": (carried + GRADIENT * stored, kept + work, 0.0, weights + always),
+        "the embedding's gradient": (carried + GRADIENT * stored, hidden, 0.0, MASTER * table),
+    }
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    gradients, activations, logits, collectives = moments[moment]
+    tokens = setup.windows * setup.window / (row_ways(setup.degrees) * setup.ways(setup.layout.time))
     return Memory(
-        parameters=4.0 * params,
-        optimizer=8.0 * params,
-        gradients=4.0 * params,
-        activations=float(rows * time * (kept + per_layer) * bytes_per_value),
-        logits=2.0 * 4 * chunk,
-        runtime=CPU_RUNTIME_BYTES if on_cpu else 0.0,
+        parameters=MASTER * stored_padded(setup),
+        optimizer=ADAM * stored_padded(setup),
+        batch=BATCH_ARRAYS * 4 * tokens,
+        gradients=gradients,
+        activations=activations,
+        logits=logits,
+        collectives=collectives,
+        runtime=CPU_RUNTIME_BYTES if setup.topology.chip.platform == "cpu" else 0.0,
+        moment=moment,
     )
+
+
+def argument_bytes(setup: Setup) -> float:
+    """Bytes a device of a compiled step's arguments: state and batch (`memory_analysis().argument_size_in_bytes`)."""
+    return predict(setup).argument_bytes
+
+
+def temp_bytes(setup: Setup) -> float:
+    """`memory_analysis().temp_size_in_bytes` of a compiled step, a device.
+
+    The TPU compiler reports there what the bodies of the forward and of the backward loop need in turn as if both lived at
+    once: it compiles steps whose arguments and temporaries together exceed a chip's memory, when `peak_bytes` does not.
+    """
+    found, kept = predict(setup).temporaries, kept_bytes(setup)
+    return kept + 2 * (found - kept) if setup.topology.chip.platform == "tpu" and found > kept else found
+
+
+def peak_bytes(setup: Setup) -> float:
+    """`memory_analysis().peak_memory_in_bytes` of a compiled step, a device: arguments and what lives beside them."""
+    return predict(setup).total
+
+
+# ------------------------------------------------------------------------------------------------ activations
+
+
+def layer_values(setup: Setup) -> Mapping[str, float]:
+    """Values a device of every tensor of one layer's forward pass, for one microbatch.
+
+    The residual stream may be split over time more finely than the inside of a layer, where heads and mlp are split
+    instead; what enters the matrices is whole in embed.
+    """
+    model, inner, residual = setup.model, setup.inner_tokens(), setup.residual_tokens()
+    heads = setup.ways(setup.layout.heads)
+    d, kv, f = model.embed, model.kv_heads * model.head_dim, model.mlp
+    return {
+        "residual": residual * d,
+        "attention_norm": inner * d,
+        "qkv": inner * (d + 2 * kv) / heads,
+        "rotated": inner * (d + kv) / heads,
+        "attention": inner * d / heads,
+        "middle": residual * d,  # the residual stream between attention and MLP
+        "mlp_norm": inner * d,
+        "gate_up": inner * 2 * f / heads,
+        "activated": inner * f / heads,
+        # Inside of norms and activation, which only a backward pass without remat finds again in memory: two fp32 arrays
+        # a norm, and the gate's sigmoid and its product.
+        "wide_norms": residual * 2 * 2 * d * 4 / setup.value_bytes,
+        "gates": inner * 2 * f / heads,
+    }
+
+
+def kept_bytes(setup: Setup) -> float:
+    """Bytes that the forward pass keeps for the backward: the residual stream, and what the remat policy names."""
+    values, layers = layer_values(setup), setup.model.layers
+    streams = layers if setup.remat == "none" else math.ceil(layers / setup.period)
+    kept = streams * values["residual"] + layers * sum(values[name] for name in KEPT[setup.remat])
+    statistics = layers * _statistics(setup) if setup.remat == "none" else 0.0
+    return kept * setup.value_bytes + statistics
+
+
+def work_bytes(setup: Setup) -> float:
+    """Bytes of one layer's work in the backward pass: what is made again, and gradients, at the worse of two places.
+
+    In the MLP: what comes before it, its input, and four arrays of its width at once (gate, the gradient of the activation,
+    and the gradients that become; the linear part is made inside of products, as XLA's schedule for TPU shows). In
+    attention: what attention needs in the kernel's own layout, its gradients, and the kernel's own memory.
+    """
+    values, kept = layer_values(setup), KEPT[setup.remat]
+    again = {name: n for name, n in values.items() if name not in (*kept, "residual", "wide_norms", "gates")}
+    before = sum(n for name, n in again.items() if name not in ("mlp_norm", "gate_up", "activated"))
+    streams = 2 * values["residual"]  # the layer's input, and the gradient that comes in
+    mlp = again.get("mlp_norm", 0.0) + values["gate_up"] + again.get("gate_up", 0.0)
+    attention = 2 * _kernel_values(setup)
+    rest = (setup.period - 1) * sum(again.values())
+    return (streams + before + rest + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)
+
+
+def _padded_head(setup: Setup) -> float:
+    """How much longer a TPU makes the head dimension."""
+    k = setup.model.head_dim
+    return math.ceil(k / LANES) * LANES / k if setup.topology.chip.platform == "tpu" else 1.0
+
+
+def _kernel_values(setup: Setup) -> float:
+    """Values of queries, keys, values and output in a kernel's layout; under context parallelism all keys and values."""
+    model, heads, inner = setup.model, setup.ways(setup.layout.heads), setup.inner_tokens()
+    kv = model.kv_heads * model.head_dim
+    keys = setup.rows * setup.window
+    return (inner * 2 * model.embed + keys * 2 * kv) / heads * _padded_head(setup)
+
+
+def _statistics(setup: Setup) -> float:
+    """Bytes of attention's log normalisers of one layer."""
+    return 4.0 * setup.inner_tokens() * setup.model.heads / setup.ways(setup.layout.heads)
+
+
+def _kernel_scratch(setup: Setup) -> float:
+    """Bytes of attention itself: statistics; on a CPU also the scores of a block of queries, three times (XLA's copies)."""
+    scratch = 2 * _statistics(setup)
+    if setup.topology.chip.platform == "cpu":
+        block = min(setup.window, max(128, -(-setup.window // 16)))  # models/kernels/chunked.py
+        scratch += 3 * 4.0 * setup.rows * setup.model.heads * block * setup.window
+    return scratch
+
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+
+def stored_params(setup: Setup) -> float:
+    """Parameters a device stores."""
+    return float(sum(math.prod(setup.stored_shape(spec)) for _, spec in tensors(setup.model)))
+
+
+def stored_padded(setup: Setup) -> float:
+    """Parameters a device stores, with what a TPU pads.
+
+    It rounds one dimension of every array up to its 128 lanes; the compiler takes the dimension that loses least
+    (phi-3-mini's attention matrices, with no multiple of 128 left when embed is cut to pieces, grow by a third).
+    """
+    if setup.topology.chip.platform != "tpu":
+        return stored_params(setup)
+
+    def padded(shape: tuple[int, ...]) -> float:
+        return math.prod(shape) * min(math.ceil(d / LANES) * LANES / d for d in shape)
+
+    return sum(padded(setup.stored_shape(spec)) for _, spec in tensors(setup.model))
+
+
+def logit_bytes(setup: Setup) -> float:
+    """Bytes of one chunk's logits; positions are split over all mesh axes."""
+    elements = setup.windows * setup.window / setup.accumulation / setup.devices * setup.model.vocab
+    return LOGIT_BYTES * min(elements, float(LOGIT_CHUNK))
+
+
+def layer_params(setup: Setup) -> float:
+    """Parameters of one layer as a device uses them: whole but for the split over heads and mlp."""
+    blocks = [spec for path, spec in tensors(setup.model) if path.startswith("blocks")]
+    return sum(spec.size / setup.kept_split(spec) for spec in blocks) / setup.model.layers
+
+
+def gathered_bytes(setup: Setup) -> tuple[float, float]:
+    """(bytes of gathered layers and the gradient of one, bytes held through the whole step).
+
+    Without remat the backward pass keeps every gathered layer instead of gathering it again.
+    """
+    if not setup.layout.gathers:
+        return setup.period * layer_params(setup) * setup.value_bytes, 0.0
+    layer = setup.period * layer_params(setup) * setup.value_bytes
+    keys = 0.0
+    if setup.ways(setup.layout.time) > 1:  # keys and values of the whole window, and their gradients
+        keys = 2 * setup.rows * setup.window * 2 * setup.model.kv_heads * setup.model.head_dim * setup.value_bytes
+    whole = setup.model.layers * layer_params(setup) * setup.value_bytes if setup.remat == "none" else 0.0
+    return (LAYERS_GATHERED + 1) * layer + keys, whole
+
+
+def limit(setup: Setup) -> float:
+    """Bytes a device that a plan may fill."""
+    return SHARE * setup.topology.chip.memory
+
+
+# ------------------------------------------------------------------------------------------------ attached devices
+
+
+def needed_on_one_device(
+    model: ModelConfig, rows: int, window: int, *, remat: str, value_bytes: int, on_cpu: bool
+) -> Memory:
+    """Memory of a step whose `rows` windows a microbatch and parameters are all on one device."""
+    platform = "cpu" if on_cpu else "gpu"
+    return predict(on_one_device(model, rows, window, remat=remat, value_bytes=value_bytes, platform=platform))
 
 
 def host_bytes() -> float:
@@ -92,12 +319,12 @@ def device_bytes() -> tuple[str, int, float]:
     return devices[0].device_kind, len(devices), float(per_device * len(devices))
 
 
-def mesh_that_holds(needed: float, share: float = 0.85) -> str:
+def mesh_that_holds(needed: float) -> str:
     """Smallest power-of-two fsdp meshes of common chips that hold `needed` bytes, as text."""
     parts = []
-    for chip in ("H200", "TPU v5p"):
-        count = 2 ** math.ceil(math.log2(max(1.0, needed / (CHIPS[chip] * share))))
-        parts.append(f"data={count} on {count} x {chip}")
+    for name, chip in (("H200", CHIPS["h200"]), ("TPU v5p", CHIPS["v5p"])):
+        count = 2 ** math.ceil(math.log2(max(1.0, needed / (chip.memory * SHARE))))
+        parts.append(f"data={count} on {count} x {name}")
     return " or ".join(parts)
 
 

@@ -26,6 +26,7 @@ from phi3_jax.configs import RunConfig, fingerprint, science
 from phi3_jax.data import loader
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import probes
+from phi3_jax.planning import chips
 from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import mesh_of
@@ -34,11 +35,6 @@ from phi3_jax.training import checkpoint, step
 from phi3_jax.training.loop import LoopConfig, Result, config_diff, fit
 from phi3_jax.training.optimizer import learning_rate
 
-# Peak dense bfloat16 FLOP/s a chip (makers' data sheets), for MFU; a CPU has no agreed peak.
-PEAK_FLOPS = {
-    "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}  # fmt: skip
 EVAL_TOKENS = 16384  # a batch of evaluation
 
 
@@ -197,11 +193,10 @@ def train_run(
         loss = loss_of(ds, run, mesh)
         train_step, eval_step = _compiled(run, loss)
         per_token = train_flops_per_token(run.model, run.data.window)
-        kind = jax.devices()[0].device_kind
-        peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
+        chip = chips.of_device(jax.devices()[0].device_kind)
         loop = LoopConfig(
             steps=run.steps, tokens_per_step=run.tokens_per_step, flops_per_step=per_token * run.tokens_per_step,
-            peak_flops=peak * mesh.size if peak else None, start=run.start_step, log_every=run.log_every,
+            peak_flops=chip.peak_flops * mesh.size if chip else None, start=run.start_step, log_every=run.log_every,
             eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
             keep_every=run.keep_every or None, keep_steps=run.keep_steps, profile=run.profile, tensorboard=run.tensorboard,
         )  # fmt: skip

@@ -1,0 +1,209 @@
+"""From a config to a plan: each full run as configured, and the best way to train it on the same devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from phi3_jax import study as studies
+from phi3_jax.configs import ModelConfig
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.family import SCALES
+from phi3_jax.launcher import parse
+from phi3_jax.planning import page, search
+from phi3_jax.planning.chips import EXAMPLES, Topology, parse_topology
+from phi3_jax.planning.memory import KEPT, limit, temp_bytes
+from phi3_jax.planning.search import Candidate
+from phi3_jax.planning.setup import Setup, row_ways
+from phi3_jax.scaling.flops import train_flops_per_token
+from phi3_jax.sharding.rules import degrees
+
+OPTIONS = ("--config", "--json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One full run on given devices.
+
+    Attributes:
+      params: of the model.
+      tokens: the run's budget.
+      configured: what `launch/run.py` does with the same config.
+      proposal: the best that fits.
+    """
+
+    params: int
+    tokens: float
+    configured: Candidate
+    proposal: Candidate
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.tokens / self.configured.setup.batch_tokens)
+
+    def days(self, way: Candidate) -> float:
+        """Of the whole budget at the roofline's speed."""
+        return self.tokens / way.tokens_per_s / 86400
+
+    def chip_hours(self, way: Candidate) -> float:
+        """Of the whole budget at the roofline's speed."""
+        return self.days(way) * 24 * way.setup.topology.chips
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON types; fields of the configured way at the top, the proposal's under "proposal"."""
+        setup = self.configured.setup
+        shared = {
+            "model": setup.model.name,
+            "params": self.params,
+            "flops_per_token": train_flops_per_token(setup.model, setup.window),
+            "tokens": self.tokens,
+            "steps": self.steps,
+        }
+        proposal = self._way(self.proposal) | {
+            "overrides": overrides(self.proposal.setup, setup),
+            "speedup": self.proposal.tokens_per_s / self.configured.tokens_per_s,
+        }
+        return shared | self._way(self.configured) | {"proposal": proposal}
+
+    def _way(self, way: Candidate) -> dict[str, Any]:
+        setup, roofline = way.setup, way.roofline
+        memory = way.memory.categories()
+        return {
+            "strategy": setup.strategy,
+            "mesh": setup.degrees._asdict(),
+            "remat": setup.remat,
+            "accumulation": setup.accumulation,
+            "window": setup.window,
+            "batch_tokens": setup.batch_tokens,
+            "bytes_per_device": memory | {"total": way.memory.total, "limit": limit(setup)},
+            "argument_bytes": way.memory.argument_bytes,
+            "temp_bytes": temp_bytes(setup),
+            "fullest_moment": way.memory.moment,
+            "fits": way.fits,
+            "collectives": [dataclasses.asdict(c) for c in roofline.moved],
+            "seconds": {k: getattr(roofline, k) for k in ("compute", "hbm", "ici", "dcn", "exposed", "serial")},
+            "hardware_flops_per_token": roofline.hardware_flops * setup.devices / setup.batch_tokens,
+            "step_time_s": roofline.step,
+            "tokens_per_s": way.tokens_per_s,
+            "mfu_bound": roofline.mfu,
+            "bound_by": roofline.bound_by,
+            "chip_hours": self.chip_hours(way),
+            "days": self.days(way),
+        }
+
+
+def overrides(setup: Setup, other: Setup) -> str:
+    """What to add to a command that trains as `other` to train as `setup`."""
+    text = search.words(setup)
+    return text if setup.windows == other.windows else f"{text} --config.train.batch_tokens={setup.batch_tokens}"
+
+
+# ------------------------------------------------------------------------------------------------ from a config
+
+
+def strategy_of(config: Any, slices: int) -> str:
+    """The strategy of a full run: `auto` is fsdp, and multislice over several slices."""
+    given = config.train.strategy
+    return given if given != "auto" else "multislice" if slices > 1 else "fsdp"
+
+
+def setup_of(config: Any, model: ModelConfig, topology: Topology) -> Setup:
+    """What a full run of a config does on a topology; not yet checked.
+
+    A batch that the config leaves open is `study.FULL_BATCH_TOKENS`, rounded up until it divides.
+
+    Raises:
+      UserError: a mesh that does not divide the devices, windows longer than the context, a batch that does not divide.
+    """
+    train = config.train
+    slices = train.slices or topology.slices
+    if topology.slices > 1 and slices != topology.slices:
+        raise UserError(f"train.slices={slices} on {topology.slices} slices; leave it out")
+    strategy = strategy_of(config, slices)
+    mesh = degrees(strategy, topology.devices, slices=slices, context=train.context, tensor=train.tensor)
+    window = config.data.window or model.context
+    if window > model.context:
+        raise UserError(f"data.window={window:,} exceeds {model.name}'s context of {model.context:,}; set it lower")
+    remat = train.remat or "full"
+    if remat not in KEPT:
+        raise UserError(f"unknown remat policy {remat!r}{nearest(remat, KEPT)}")
+    if train.accumulation < 1:
+        raise UserError(f"train.accumulation={train.accumulation} must be 1 or more")
+    unit = row_ways(mesh) * train.accumulation
+    if train.batch_tokens:
+        windows, rest = divmod(train.batch_tokens, window)
+        if rest or not windows or windows % unit:
+            least = unit * window
+            near = max(1, round(train.batch_tokens / least)) * least
+            raise UserError(
+                f"train.batch_tokens={train.batch_tokens:,} does not divide into windows of {window:,} over "
+                f"{row_ways(mesh)} rows of devices x accumulation {train.accumulation}; use a multiple of {least:,}, "
+                f"for example {near}"
+            )
+    else:
+        windows = math.ceil(studies.FULL_BATCH_TOKENS / window / unit) * unit
+    width = 4 if train.dtype == "float32" else 2
+    return Setup(model, topology, strategy, mesh, window, windows, train.accumulation, remat, width)
+
+
+def plans(config: Any) -> list[Plan]:
+    """A plan for every full run of a config.
+
+    Raises:
+      UserError: no topology, or an unknown one; see `setup_of`, `Setup.check` and `search.best`.
+    """
+    if not config.topology:
+        raise UserError(f"topology= is missing; for example {EXAMPLES}")
+    topology = parse_topology(config.topology)
+    if config.scale in SCALES:
+        raise UserError(f"scale={config.scale}: plans are for the released models; leave scale out or write scale=full")
+    found, runs = [], studies.full_runs(config)
+    if not runs:
+        raise UserError(f"sizes={','.join(config.sizes)} have no released model to plan; use mini, small or medium")
+    for run in runs:
+        asked = config.train.batch_tokens
+        window = config.data.window or run.model.context
+        setup = setup_of(config, run.model, topology)
+        proposal = search.best(run.model, topology, window, asked or search.MIN_BATCH, exact=bool(asked))
+        try:
+            setup.check()
+        except UserError as error:
+            if config.train.strategy != "auto":
+                raise
+            raise UserError(f"{error}; what divides and fits: {overrides(proposal.setup, setup)}") from error
+        found.append(Plan(run.params, run.tokens, search.evaluate(setup), proposal))
+    return found
+
+
+def record(found: Sequence[Plan]) -> dict[str, Any]:
+    """The plans as one JSON object: a single run's fields at the top, several under "runs"."""
+    topology = found[0].configured.setup.topology
+    shared = {
+        "topology": topology.text,
+        "chip": topology.chip.name,
+        "chips": topology.chips,
+        "devices": topology.devices,
+    }
+    return shared | found[0].record() if len(found) == 1 else shared | {"runs": [plan.record() for plan in found]}
+
+
+def main(arguments: Sequence[str], usage: str = "") -> int:
+    """Prints the plan; errors are one line. Exit status 0, or 2 for an error of the user's."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    try:
+        for argument in arguments:
+            key = argument.partition("=")[0]
+            if key.startswith("--") and key not in OPTIONS and not key.startswith("--config."):
+                raise UserError(f"unknown option {key!r}{nearest(key, OPTIONS)}")
+        found = plans(parse([a for a in arguments if a != "--json"]).config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(record(found)) if "--json" in arguments else page.text(found))
+    return 0
