@@ -15,6 +15,8 @@ Words after the colon, separated by commas (a comma also continues a list):
                                       a quarter, a half, all of the budget
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2
+    strategy=dp|fsdp|fsdp_tp|fsdp_cp|multislice   how a full run is split over devices; default fsdp, multislice on slices
+    topology=v5p:4x4x8                what `launch/plan.py` plans for and `launch/submit.py` asks for
     ladder=clean|family               clean: one recipe for all sizes (default for the sweep); family: each proxy keeps its
                                       member's architecture (default for a single member)
 
@@ -102,6 +104,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 strategy="auto",
                 context=1,  # devices that share a window (fsdp_cp)
                 tensor=1,  # devices that share a layer's heads and mlp (fsdp_tp)
+                attention="auto",  # kernel: auto, chunked, blocksparse, splash, cudnn, reference
                 slices=0,  # groups of devices joined by a slow network; 0: what the topology says
                 log_every=20,
                 eval_points=4,

@@ -196,8 +196,21 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
             data="facts", facts=facts, universe=universe, frequency=data.frequency, value_bits=data.value_bits,
             pool=pool, seed=data.seed, tokens=largest,
         )  # fmt: skip
-    window = data.window or (256 if scale in ("pico", "nano") else 1024 if scale == "micro" else 4096)
+    short = {"pico": 256, "nano": 256, "micro": 1024}
+    window = data.window or short.get(scale) or full_window(config)
     return dict(data=source, tokenizer=data.tokenizer, window=window, text_field=data.text_field)
+
+
+def full_window(config: Any) -> int:
+    """Tokens in a window of a full-size run: data.window, or the shortest context of the study's members."""
+    contexts = [family.published(size, config.context or None).context for size in config.sizes]
+    return config.data.window or min(contexts)
+
+
+def strategy_of(config: Any, slices: int = 1) -> str:
+    """The strategy of a full-size run: `auto` is fsdp, and multislice over several slices."""
+    given = config.train.strategy
+    return given if given != "auto" else "multislice" if slices > 1 else "fsdp"
 
 
 def export_data(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -246,7 +259,7 @@ def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices
         windows = FACTS_BATCH
     else:
         windows = max(1, TEXT_BATCH_TOKENS // window)
-    unit = devices * train.accumulation
+    unit = max(1, devices // (train.context * train.tensor)) * train.accumulation  # rows of the mesh
     return max(unit, -(-windows // unit) * unit)
 
 
@@ -266,7 +279,7 @@ def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path
     for seed in range(config.seed, config.seed + config.seeds):
         for size in config.sizes:
             if full:
-                model = family.published(size, config.context or None)
+                model = trained(family.published(size, config.context or None))
             else:
                 model = family.proxy(size, scale, config.ladder, vocab=manifest["vocab"], context=4096)
             check_data(model, manifest)
@@ -280,13 +293,26 @@ def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path
             shared = dict(
                 model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,
                 dtype=train.dtype or ("bfloat16" if full else "float32"), remat=train.remat or ("full" if full else "none"),
-                strategy=train.strategy if train.strategy != "auto" else ("fsdp" if full else "dp"), unroll=not full,
+                strategy=strategy_of(config, train.slices) if full or train.strategy != "auto" else "dp",
+                context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,
+                attention=train.attention, unroll=not full,
                 log_every=train.log_every, eval_points=train.eval_points, keep_latest=train.keep_latest,
                 keep_every=train.keep_every, tensorboard=train.tensorboard,
                 profile=(train.profile_start, train.profile_start + train.profile_steps) if train.profile_steps else None,
             )  # fmt: skip
             runs += _budget_runs(stem, steps, per_step, shared, train.checkpoint_every)
     return runs
+
+
+def trained(model: ModelConfig) -> ModelConfig:
+    """A released model as a full-size run trains it: phi-3-small's block pattern counts from each row's start.
+
+    So counts the released kernel, which knows no documents, and so can the kernels for TPU and GPU, whose tiles are fixed
+    when the program is traced.
+    """
+    if model.blocksparse is None:
+        return model
+    return dataclasses.replace(model, blocksparse=dataclasses.replace(model.blocksparse, per_document=False))
 
 
 def _budget_runs(

@@ -24,7 +24,7 @@ def join(axes: Axes) -> str | Axes | None:
 
 
 def explicit(x: jax.Array) -> bool:
-    """Whether x lives on a mesh whose shardings are part of its type (not inside `per_device`, nor left to the compiler)."""
+    """Whether x lives on a mesh whose shardings are part of its type, not inside `per_device`."""
     mesh = jax.typeof(x).sharding.mesh
     return not mesh.empty and mesh.are_all_axes_explicit
 

@@ -105,12 +105,6 @@ def overrides(setup: Setup, other: Setup) -> str:
 # ------------------------------------------------------------------------------------------------ from a config
 
 
-def strategy_of(config: Any, slices: int) -> str:
-    """The strategy of a full run: `auto` is fsdp, and multislice over several slices."""
-    given = config.train.strategy
-    return given if given != "auto" else "multislice" if slices > 1 else "fsdp"
-
-
 def setup_of(config: Any, model: ModelConfig, topology: Topology) -> Setup:
     """What a full run of a config does on a topology; not yet checked.
 
@@ -123,9 +117,9 @@ def setup_of(config: Any, model: ModelConfig, topology: Topology) -> Setup:
     slices = train.slices or topology.slices
     if topology.slices > 1 and slices != topology.slices:
         raise UserError(f"train.slices={slices} on {topology.slices} slices; leave it out")
-    strategy = strategy_of(config, slices)
+    strategy = studies.strategy_of(config, slices)
     mesh = degrees(strategy, topology.devices, slices=slices, context=train.context, tensor=train.tensor)
-    window = config.data.window or model.context
+    window = studies.full_window(config)
     if window > model.context:
         raise UserError(f"data.window={window:,} exceeds {model.name}'s context of {model.context:,}; set it lower")
     remat = train.remat or "full"
@@ -166,7 +160,7 @@ def plans(config: Any) -> list[Plan]:
         raise UserError(f"sizes={','.join(config.sizes)} have no released model to plan; use mini, small or medium")
     for run in runs:
         asked = config.train.batch_tokens
-        window = config.data.window or run.model.context
+        window = studies.full_window(config)
         setup = setup_of(config, run.model, topology)
         proposal = search.best(run.model, topology, window, asked or search.MIN_BATCH, exact=bool(asked))
         try:

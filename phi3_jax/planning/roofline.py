@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from types import MappingProxyType
 
 import numpy as np
@@ -84,11 +85,16 @@ class Roofline:
 
 def roofline(setup: Setup) -> Roofline:
     """The least time of one step, and what bounds it."""
+    return with_collectives(setup, collectives(setup))
+
+
+def with_collectives(setup: Setup, found: Iterable[Collective]) -> Roofline:
+    """The roofline of a step that moves what is given, which a plan or a compiler found."""
     chip = setup.topology.chip
     tokens = setup.batch_tokens / setup.devices
     model = flops.train_flops_per_token(setup.model, setup.window) * tokens
     hardware = hardware_flops_per_token(setup) * tokens
-    moved = tuple(collectives(setup))
+    moved = tuple(found)
     seconds = {
         (slow, overlaps): sum(c.seconds for c in moved if (c.slow, c.overlaps) == (slow, overlaps))
         for slow in (False, True)

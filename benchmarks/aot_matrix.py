@@ -1,0 +1,73 @@
+"""Compiles the family's full training steps for TPU topologies, no TPU needed: `python benchmarks/aot_matrix.py [--out FILE]`.
+
+One row a model and topology, the compiler's memory and collectives beside the plan's (`planning/aot.py`), into
+analysis/results/aot_matrix.csv. Every row has a global batch of 4Mi tokens and float32 masters, bfloat16 products, full
+rematerialisation. Rows already in the file are left; `--rows 0 4` does some. Needs the extra `[tpu]`; 2 to 6 minutes a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "analysis" / "results" / "aot_matrix.csv"
+TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "2xv5p:4x4x4")
+# phi-3-mini-128k: each window over several chips. v5p has the memory to split heads only (the better balanced way).
+LONG = {
+    "v5e:16x16": ("--config.train.strategy=fsdp_cp", "--config.train.context=8"),
+    "v5p:4x4x8": ("--config.train.strategy=fsdp_tp", "--config.train.tensor=4"),
+    "v6e:16x16": ("--config.train.strategy=fsdp_cp", "--config.train.context=8"),
+    "2xv5p:4x4x4": ("--config.train.strategy=fsdp_tp", "--config.train.tensor=4"),
+}
+ROWS = [(member, topology, ()) for member in ("mini", "small", "medium") for topology in TOPOLOGIES]
+ROWS += [("mini", topology, ("--config.context=128k", *LONG[topology])) for topology in TOPOLOGIES]
+
+
+def one(number: int) -> None:
+    """Compiles a row and prints it as JSON; in a process of its own."""
+    from phi3_jax.launcher import parse
+    from phi3_jax.planning import aot, plan
+
+    member, topology, more = ROWS[number]
+    config = parse(["--config", f"experiments/scaling.py:{member},topology={topology}", *more]).config
+    compiled = aot.compile_step(plan.plans(config)[0].configured.setup)
+    versions = {"jax": metadata.version("jax"), "libtpu": metadata.version("libtpu")}
+    print(json.dumps({"row": number} | compiled.record() | {"compile_s": round(compiled.seconds)} | versions))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)))
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        one(arguments.one)
+        return
+    found = {}
+    if arguments.out.exists():
+        with arguments.out.open() as file:
+            found = {int(row["row"]): row for row in csv.DictReader(file)}
+    for number in (n for n in arguments.rows if n not in found):
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(number)], cwd=ROOT, capture_output=True, text=True
+        )
+        if done.returncode:
+            print(f"row {number} {ROWS[number][:2]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
+            continue
+        found[number] = json.loads(done.stdout.strip().splitlines()[-1])
+        print(found[number], flush=True)
+        with arguments.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(found[number]))
+            writer.writeheader()
+            writer.writerows(found[n] for n in sorted(found))
+
+
+if __name__ == "__main__":
+    main()
