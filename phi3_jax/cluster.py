@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -126,7 +126,7 @@ def supervise(job: Cluster, arguments: Sequence[str]) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "phi3_jax.launcher", *arguments],
         stderr=subprocess.PIPE, text=True, errors="replace", env=os.environ | {CHILD: "1"}, start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )  # fmt: skip
     hand_on = lambda number, _: child.send_signal(number)  # noqa: E731
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -168,13 +168,13 @@ def explain(job: Cluster, status: int, log: str) -> tuple[str, int]:
     return f"{job.me} was ended by {name}; {AGAIN}", 1
 
 
-_LOOK = "look whether every process is running, with one address for all, and whether the port is open"
+_LOOK = "see that every process runs, with one address for all, and that its port is open"
 
 
-def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the parent dies: the child stops and saves, together with its peers."""
+def end_with_parent() -> None:
+    """Asks Linux for SIGTERM when the parent of this process dies; a training process then stops and saves."""
     if sys.platform == "linux":
-        _prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-_prctl: Callable[..., int] = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+_LIBC = ctypes.CDLL(None)  # loaded here, for little is safe between fork and exec

@@ -26,9 +26,10 @@ from phi3_jax.cluster import HEARTBEAT_SECONDS, Cluster, start_seconds
 from phi3_jax.errors import UserError
 
 FOREVER_MS = 7 * 24 * 3600 * 1000  # a dead peer ends the wait, not the clock
-GRACE_SECONDS = 3  # for a process to say by itself what it heard from another
+GRACE_SECONDS = 2  # for a process to say by itself what it heard from another
 _numbers = itertools.count()
 _started = False
+_failing = False
 
 
 def start(job: Cluster) -> None:
@@ -128,12 +129,14 @@ def fail(error: BaseException) -> int:
     Raises:
       BaseException: `error` itself, where it is not a user's and there are no other processes.
     """
+    global _failing
     user = isinstance(error, UserError)
     if not user and not _started:
         raise error
-    if not user and _PEER.search(str(error)):
+    if _started and _PEER.search(str(error.__cause__ if user else error)):
         # A peer died under a collective. jax finds out which, and ends this process: `cluster.explain`.
         time.sleep(HEARTBEAT_SECONDS + 30)
+    _failing = True
     print(f"error: {error}" if user else "".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
     if _started:
         text = f"process {global_state.process_id} stopped: {error if user else f'{type(error).__name__}: {error}'}"
@@ -153,7 +156,7 @@ def _listen() -> None:
         text, user = json.loads(global_state.client.blocking_key_value_get("phi3_jax/alarm", FOREVER_MS))
     except jax.errors.JaxRuntimeError:
         return  # the end of the job
-    if not text.startswith(f"process {global_state.process_id} "):
-        time.sleep(GRACE_SECONDS)
+    time.sleep(GRACE_SECONDS)
+    if not _failing:
         print(f"error: {text}", file=sys.stderr, flush=True)
         os._exit(2 if user else 1)

@@ -216,7 +216,8 @@ def _agree_on(command: Command, folder: Path) -> None:
 def _export(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The manifest of the dataset, which process 0 writes or finds and all read."""
     manifest = distributed.from_first(lambda: studies.export_data(arguments, folder))
-    if not (folder / "manifest.json").exists():
+    path = folder / "manifest.json"
+    if not path.exists() or json.loads(path.read_text()) != manifest:
         raise UserError(
             f"{os.uname().nodename} does not see {folder}, which process 0 wrote; choose a --workdir on a file system "
             "that all hosts share"
@@ -252,7 +253,8 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 
 
 def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
-    return [run for run in runs if not (folder / run.name / DONE).exists()]
+    done = distributed.from_first(lambda: [run.name for run in runs if (folder / run.name / DONE).exists()])
+    return [run for run in runs if run.name not in done]
 
 
 def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:

@@ -6,13 +6,11 @@ and prints one JSON object a line: {"run", ...progress}, {"run", "status"}, or {
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import json
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 
 from phi3_jax import distributed
+from phi3_jax.cluster import end_with_parent
 from phi3_jax.configs import RunConfig, fingerprint, science
 from phi3_jax.data import loader
 from phi3_jax.errors import UserError
@@ -251,15 +250,9 @@ def _write_status(folder: Path, result: Result, seconds: float) -> None:
     path.write_text(json.dumps(status, indent=1) + "\n")
 
 
-def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the launcher dies, so that no worker trains on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def main(arguments: list[str]) -> int:
     """Worker process of a sweep; exit status 2 for a user's error, 0 also after SIGTERM."""
-    _end_with_parent()
+    end_with_parent()  # no worker trains on unseen
     study, names = Path(arguments[0]), arguments[1:]
     table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
     started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))
