@@ -106,7 +106,9 @@ SILENT = (
     "tasks: UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1,3\nThe tasks have crashed."
 )
 GONE = "F1125 03:31:16 6362 client.h:80] ... UNAVAILABLE: Failed to send RPC to coordination service. Either the leader"
-NOBODY = "F1125 03:36:27 8338 client.h:80] ... DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/RegisterTask"
+NOBODY = (
+    "F1125 03:36:27 8338 client.h:80] ... DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/RegisterTask"
+)
 
 
 @pytest.mark.parametrize(
