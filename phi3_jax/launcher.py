@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from phi3_jax import cluster, distributed
 from phi3_jax import study as studies
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
@@ -139,10 +140,21 @@ def main(arguments: Sequence[str], usage: str = "") -> int:
         print(usage)
         return 0
     try:
-        return launch(parse(arguments), shlex.join(["python", "launch/run.py", *arguments]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        command, job = parse(arguments), cluster.cluster()
+        if job and not cluster.is_child():
+            return cluster.supervise(job, arguments)
+        if job:
+            distributed.start(job)
+        status = launch(command, shlex.join(["python", "launch/run.py", *arguments]))
+    except Exception as error:
+        status = distributed.fail(error)
+    distributed.leave(status)
+    return status
+
+
+def _say(*text: str) -> None:
+    if distributed.is_first():
+        print(*text, sep="\n", flush=True)
 
 
 def launch(command: Command, line: str) -> int:
@@ -150,16 +162,18 @@ def launch(command: Command, line: str) -> int:
     config = command.config
     full = studies.full_runs(config)
     lines = [run.line for run in full]
-    print("The full run:" if full else "No released model is asked for.", *(f"  {x}" for x in lines), sep="\n")
+    _say("The full run:" if full else "No released model is asked for.", *(f"  {x}" for x in lines))
     device = memory.device_bytes()
     scale, why = studies.choose_scale(config, full, device)
-    print(why, flush=True)
+    _say(why)
     folder = command.workdir or Path("runs") / study_name(config, scale)
-    _make(folder)
+    _agree_on(command, folder)
+    distributed.on_first(lambda: _make(folder))
     largest = max(max(studies.budgets_of(config, scale, size)) for size in config.sizes)
-    manifest = studies.export_data(studies.data_arguments(config, scale, largest), folder / "data")
+    manifest = _export(studies.data_arguments(config, scale, largest), folder / "data")
     runs = studies.plan_runs(config, scale, manifest, folder / "data", device[1])
-    _refuse_others(runs, folder)
+    distributed.agree("runs", {run.name: dataclasses.asdict(run) for run in runs})
+    distributed.on_first(lambda: _refuse_others(runs, folder))
     described = {
         "name": folder.name,
         "command": line,
@@ -168,13 +182,16 @@ def launch(command: Command, line: str) -> int:
         "design": {"scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict()},
         "runs": [dataclasses.asdict(run) for run in runs],
     }
-    _write(folder / "study.json", json.dumps(described, indent=1, default=list) + "\n")
+    text = json.dumps(described, indent=1, default=list) + "\n"
+    distributed.on_first(lambda: _write(folder / "study.json", text))
     total = sum((r.steps - r.start_step) * r.tokens_per_step for r in runs)
-    print(f"{len(runs)} run{'s' * (len(runs) > 1)}, {total:,} tokens, in {folder}", flush=True)
-    if device[0] == "CPU":
+    _say(f"{len(runs)} run{'s' * (len(runs) > 1)}, {total:,} tokens, in {folder}")
+    if device[0] == "CPU" and not distributed.several():
         errors, stopped = _train_side_by_side(runs, folder, command.resume)
     else:
         errors, stopped = _train_in_turn(runs, folder, command.resume)
+    if not distributed.is_first():
+        return 0
     if not stopped or any((folder / run.name / "evals.jsonl").exists() for run in runs):
         from phi3_jax.reporting.page import write_report
 
@@ -184,6 +201,26 @@ def launch(command: Command, line: str) -> int:
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 2 if errors else 0
+
+
+def _agree_on(command: Command, folder: Path) -> None:
+    """Refuses processes that were started for different things, before anything is written."""
+    from phi3_jax.training.train import packages
+
+    same = {"config": command.config.to_dict(), "--workdir": str(folder), "--resume": command.resume}
+    distributed.agree("configs", same | {"packages": packages()})
+
+
+def _export(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The manifest of the dataset, which process 0 writes or finds and all read."""
+    manifest = distributed.from_first(lambda: studies.export_data(arguments, folder))
+    path = folder / "manifest.json"
+    if not path.exists() or json.loads(path.read_text()) != manifest:
+        raise UserError(
+            f"{os.uname().nodename} does not see {folder}, which process 0 wrote; choose a --workdir on a file system "
+            "that all hosts share"
+        )
+    return manifest
 
 
 def _make(folder: Path) -> None:
@@ -216,7 +253,8 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
     from phi3_jax.training.loop import DONE
 
-    return [run for run in runs if not (folder / run.name / DONE).exists()]
+    done = distributed.from_first(lambda: [run.name for run in runs if (folder / run.name / DONE).exists()])
+    return [run for run in runs if run.name not in done]
 
 
 def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
@@ -232,7 +270,7 @@ def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tupl
                 rows[name] = row
                 bars.show(rows)
 
-            result = train_run(run, folder, resume=resume, progress=show)
+            result = train_run(run, folder, resume=resume, progress=show if distributed.is_first() else None)
             if result.status != "done":
                 return [], True
     return [], False
@@ -324,3 +362,7 @@ def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) ->
         for s, handler in handlers.items():
             signal.signal(s, handler)
     return errors, stop.is_set()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

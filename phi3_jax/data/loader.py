@@ -300,15 +300,16 @@ def open_dataset(
 
 
 class _BatchSource:
-    """Global step -> this shard's rows; a grain RandomAccessDataSource."""
+    """Global step -> some rows of the batch; a grain RandomAccessDataSource."""
 
-    def __init__(self, ds: Dataset, batch_windows: int, seed: int, shard: tuple[int, int]) -> None:
-        index, count = shard
+    def __init__(self, ds: Dataset, batch_windows: int, seed: int, rows: slice | np.ndarray) -> None:
         self._ds, self._batch, self._seed = ds, batch_windows, seed
         self._dtype = record_dtype(ds.window, ds.vocab)
-        self._rows = slice(index * batch_windows // count, (index + 1) * batch_windows // count)
+        self._rows = rows
+        whole = len(np.arange(batch_windows)[rows]) == batch_windows
         entries = ds.manifest["sources"]
-        resident = sum(e["windows"] for e in entries) * self._dtype.itemsize <= RESIDENT_BYTES
+        # A host that feeds some rows reads those records and no others.
+        resident = whole and sum(e["windows"] for e in entries) * self._dtype.itemsize <= RESIDENT_BYTES
         self._sources = [ds._source(entry, resident) for entry in entries]
         self._plan = lru_cache(maxsize=4)(self._make_plan)
 
@@ -357,13 +358,18 @@ def _to_batch(rows: np.ndarray) -> Batch:
 
 
 def train_batches(
-    ds: Dataset, batch_windows: int, seed: int = 0, shard: tuple[int, int] = (0, 1), steps: int | None = None
+    ds: Dataset,
+    batch_windows: int,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    steps: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> grain.MapDataset:
     """Batches by step: `[step]` is {tokens, targets, segments, positions, domains}, int32 (B / count, T).
 
     Concatenated over the shards (index, count), batch `step` equals that of one shard, for any count that
-    divides B. Sources shorter than needed start a new, differently shuffled epoch. `.to_iter_dataset()`
-    adds prefetching.
+    divides B; `rows` (ascending) instead of `shard` chooses any rows of the global batch. Sources shorter than needed
+    start a new, differently shuffled epoch. `.to_iter_dataset()` adds prefetching.
 
     Raises:
       UserError: B not divisible by the shard count, or, with `steps` at once and otherwise at the step that
@@ -382,24 +388,31 @@ def train_batches(
         raise UserError(f"data seed {seed} is outside 0..2^63-1; use a number in it")
     if steps is not None:
         check_fresh(ds, batch_windows, steps)
-    return grain.MapDataset.source(_BatchSource(ds, batch_windows, seed, shard)).map(_to_batch)
+    chosen = slice(index * batch_windows // count, (index + 1) * batch_windows // count) if rows is None else rows
+    return grain.MapDataset.source(_BatchSource(ds, batch_windows, seed, chosen)).map(_to_batch)
 
 
-def eval_batches(ds: Dataset, name: str, batch_windows: int) -> Iterator[tuple[Batch, int]]:
+def eval_batches(
+    ds: Dataset, name: str, batch_windows: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[Batch, int]]:
     """(batch, n_valid) over an eval's windows in file order; the last batch is filled up with empty windows.
+
+    `rows` (ascending) chooses rows of each batch; `n_valid` counts those of the whole batch.
 
     Raises:
       UserError: no such eval, or damaged data.
     """
     entry = manifests.find(name, ds.manifest)
     size = entry["windows"] * record_dtype(ds.window, ds.vocab).itemsize
-    source = ds._source(entry, size <= RESIDENT_BYTES)
+    rows = np.arange(batch_windows) if rows is None else rows
+    source = ds._source(entry, len(rows) == batch_windows and size <= RESIDENT_BYTES)
     for start in range(0, len(source), batch_windows):
-        rows = source.take(np.arange(start, min(start + batch_windows, len(source))))
-        batch, valid = _to_batch(rows), len(rows)
-        if valid < batch_windows:
-            batch = {k: np.pad(v, ((0, batch_windows - valid), (0, 0))) for k, v in batch.items()}
-        yield batch, valid
+        numbers = start + rows
+        batch = _to_batch(source.take(numbers[numbers < len(source)]))
+        missing = np.count_nonzero(numbers >= len(source))
+        if missing:
+            batch = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in batch.items()}
+        yield batch, min(batch_windows, len(source) - start)
 
 
 def windows_needed(ds: Dataset, batch_windows: int, steps: int) -> dict[str, int]:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from phi3_jax import distributed
 from phi3_jax.errors import UserError
 
 RECORD = "checkpoint.json"
@@ -79,7 +80,7 @@ class Checkpointer:
         self._buffers: dict[str, np.ndarray] = {}
         self._pending: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        probe = self.root / f".probe-{os.getpid()}"
+        probe = self.root / f".probe-{jax.process_index()}-{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -98,11 +99,13 @@ class Checkpointer:
         record = {"step": step, "extra": extra, "leaves": {k: _form(x) for k, x in leaves.items()}}
         try:
             self._sweep()
-            partial.mkdir()
+            if distributed.is_first():
+                partial.mkdir()
+            distributed.barrier("save")
             with _orbax_options():
                 response = ocp.save_async(partial / "state", _snapshot(leaves, self._buffers))
         except Exception as error:
-            _remove(partial)
+            self._abandon(partial)
             raise self._failure(step, size, error) from error
         self._pending = self._pool.submit(self._finish, step, size, partial, response, record)
 
@@ -126,12 +129,13 @@ class Checkpointer:
     def _finish(self, step: int, size: int, partial: Path, response: Any, record: dict[str, Any]) -> None:
         """In the background: waits for the arrays, adds checksums, commits by rename, deletes what is not kept."""
         try:
-            response.result()
-            if jax.process_index() == 0:
+            response.result()  # on process 0 when all have written
+            if distributed.is_first():
                 _commit(partial, self.root / str(step), record)
                 self._collect(step)
+            distributed.barrier("commit")
         except Exception as error:
-            _remove(partial)
+            self._abandon(partial)
             raise self._failure(step, size, error) from error
 
     def _failure(self, step: int, size: int, error: Exception) -> UserError:
@@ -144,13 +148,17 @@ class Checkpointer:
             f"{what} and run again to continue"
         )
 
+    def _abandon(self, partial: Path) -> None:
+        if distributed.is_first():  # the others may have writes in flight
+            _remove(partial)
+
     def _collect(self, newest: int | None = None) -> None:
         steps = list_steps(self.root)
         for step in self.keep.doomed(steps, newest if newest is not None else max(steps, default=0)):
             _discard(self.root / str(step))
 
     def _sweep(self) -> None:
-        if jax.process_index() == 0:
+        if distributed.is_first():
             for path in (*self.root.glob("*.partial"), *self.root.glob("*.trash")):
                 _remove(path)
 
@@ -192,8 +200,8 @@ def restore(
     `check(extra)` may raise before anything is loaded.
     Warns (`CheckpointWarning`) of every checkpoint skipped. Raises `UserError` where the leaves don't fit.
     """
-    step, skipped = newest_whole(root, at_most)
-    for line in skipped:
+    step, skipped = distributed.from_first(lambda: newest_whole(root, at_most))  # reads it all: once is enough
+    for line in skipped if distributed.is_first() else ():
         warnings.warn(f"checkpoint skipped: {line}", CheckpointWarning, stacklevel=2)
     if step is None:
         return None
@@ -206,7 +214,7 @@ def restore(
     with _orbax_options(part):
         loaded = ocp.load(path / "state", wanted)
     state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
-    return Restored(step, state, record["extra"], skipped)
+    return Restored(step, state, record["extra"], tuple(skipped))
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from phi3_jax import distributed
 from phi3_jax.errors import UserError
 from phi3_jax.training.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
 from phi3_jax.training.metrics import OneStepLate, Row, RunLog, valid_json
@@ -115,7 +116,7 @@ def fit(
             book.evaluate(eval_fn, state, step)
         batch, failure = batch_fn(step) if step < loop.steps else None, None
 
-        while step < loop.steps and failure is None and not stop.is_set():
+        while step < loop.steps and not distributed.any_process(stop.is_set() or failure is not None):
             profiler.before(step, state)
             lr = np.float32(lr_fn(step))
             with book.timed_first_call():
@@ -135,7 +136,7 @@ def fit(
         if failure is not None:
             raise failure
         if step == loop.steps:
-            _write_json(folder / DONE, {"step": step, "last": book.last})
+            distributed.on_first(lambda: _write_json(folder / DONE, {"step": step, "last": book.last}))
         status = "done" if step == loop.steps else "stopped"
         return Result(state, status, step, book.last, book.compile_s, book.first_step_s, begin.skipped)
 
@@ -169,7 +170,7 @@ def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, An
     root = folder / "checkpoints"
     saver = Checkpointer(root, Keep(loop.keep_latest, loop.keep_every, frozenset(loop.keep_steps)))
     if resume == "never":
-        if list_steps(root) or (folder / "metrics.jsonl").exists():
+        if distributed.from_first(lambda: bool(list_steps(root)) or (folder / "metrics.jsonl").exists()):
             raise UserError(f"{folder} already holds a run; continue it with --resume=auto or choose another --workdir")
         return _Begin(state, loop.start, saver, False)
     abstract = jax.tree.map(abstract_leaf, state)
@@ -183,7 +184,7 @@ def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, An
     found = restore(root, abstract, at_most=loop.steps, check=accept)
     if found is None:
         return _Begin(state, loop.start, saver, False)
-    done = _read_json(folder / DONE)
+    done = distributed.from_first(lambda: _read_json(folder / DONE))
     finished = done is not None and done["step"] == found.step == loop.steps
     return _Begin(found.state, found.step, saver, True, found.skipped, found.extra, done["last"] if finished else None)
 

@@ -6,13 +6,11 @@ and prints one JSON object a line: {"run", ...progress}, {"run", "status"}, or {
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import json
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,13 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from phi3_jax import distributed
+from phi3_jax.cluster import end_with_parent
 from phi3_jax.configs import RunConfig, fingerprint, science
 from phi3_jax.data import loader
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import probes
 from phi3_jax.planning import chips
 from phi3_jax.scaling.flops import train_flops_per_token
-from phi3_jax.sharding import rules
+from phi3_jax.sharding import feed, rules
 from phi3_jax.sharding.mesh import mesh_of
 from phi3_jax.study import run_from_dict
 from phi3_jax.training import checkpoint, step
@@ -51,21 +51,23 @@ def _compiled(run: RunConfig, loss: step.Loss) -> tuple[Callable[..., Any], Call
     return _steps((), json.dumps(dataclasses.asdict(same)), loss)
 
 
-def _put(batch: dict[str, np.ndarray], run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    return jax.device_put(batch, rules.batch_sharding(run.strategy, mesh))
-
-
 def _batches(
     ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, loss: step.Loss
 ) -> Callable[[int], dict[str, jax.Array]]:
-    """Batch of a step, on the devices."""
-    source = loader.train_batches(ds, run.batch_windows, run.seed, steps=run.steps)
+    """Batch of a step, on the devices; this process reads the rows of its own."""
+    count, shards = run.batch_windows, rules.row_shards(mesh)
+    sharding = rules.batch_sharding(run.strategy, mesh)
+    rows = feed.local_rows(sharding, (count, run.data.window))
+    mine = np.unique(rows * shards // count)
+    source = loader.train_batches(ds, count, run.seed, steps=run.steps, rows=rows)
 
     def get(number: int) -> dict[str, jax.Array]:
-        batch = source[number]
+        local = source[number]
+        batch = {name: feed.place(x, rows, count, sharding) for name, x in local.items()}
         if loss.capacity:
-            batch = batch | {"loss_index": step.loss_index(batch["domains"], rules.row_shards(mesh), loss.capacity)}
-        return _put(batch, run, mesh)
+            index = step.loss_index(local["domains"], len(mine), loss.capacity)
+            batch["loss_index"] = feed.place(index, mine, shards, sharding)
+        return batch
 
     return get
 
@@ -83,17 +85,22 @@ def loss_of(ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh) -> step
 def evaluate(
     ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, eval_fn: Callable[..., Any], params: Any
 ) -> list[dict[str, Any]]:
-    """Rows of every evaluation set of a dataset, batched through the training forward."""
+    """Rows of every evaluation set of a dataset, batched through the training forward; none but on process 0."""
     rows = []
     shards = rules.row_shards(mesh)
     per_batch = max(shards, EVAL_TOKENS // run.data.window // shards * shards)
+    sharding, first = rules.batch_sharding(run.strategy, mesh), distributed.is_first()
+    # Process 0, which scores, reads everything; the others what their devices need.
+    mine = np.arange(per_batch) if first else feed.local_rows(sharding, (per_batch, run.data.window))
     for entry in ds.manifest["evals"]:
         nll, hit, batches = [], [], []
-        for batch, valid in loader.eval_batches(ds, entry["name"], per_batch):
-            out = eval_fn(params, _put(batch, run, mesh))
-            nll.append(np.asarray(out["nll"])[:valid])
-            hit.append(np.asarray(out["hit"])[:valid])
+        for batch, valid in loader.eval_batches(ds, entry["name"], per_batch, mine):
+            out = feed.gather(eval_fn(params, {k: feed.place(v, mine, per_batch, sharding) for k, v in batch.items()}))
+            nll.append(out["nll"][:valid])
+            hit.append(out["hit"][:valid])
             batches.append({k: v[:valid] for k, v in batch.items()})
+        if not first:
+            continue
         joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
         rows += probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
     return rows
@@ -149,13 +156,14 @@ def _describe(run: RunConfig, folder: Path, on_cpu: bool) -> None:
     record = {
         "fingerprint": fingerprint(run), "name": run.name, "label": run.model.label, "config": tree,
         "identity": science(run),
-        "packages": _packages(), "git_commit": _git_commit(), "device": jax.devices()[0].device_kind,
+        "packages": packages(), "git_commit": _git_commit(), "device": jax.devices()[0].device_kind,
     }  # fmt: skip
     for name, content in (("config.json", record), ("plan.json", plan)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _packages() -> dict[str, str]:
+def packages() -> dict[str, str]:
+    """Versions of what a run's numbers may depend on."""
     from importlib import metadata
 
     names = ("phi3_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -185,10 +193,10 @@ def train_run(
     """
     started = started or time.time()
     folder = study / run.name
-    refuse_other(run, folder)
+    distributed.on_first(lambda: refuse_other(run, folder))
     mesh = mesh_of(run)
     with jax.set_mesh(mesh):
-        _describe(run, folder, jax.devices()[0].platform == "cpu")
+        distributed.on_first(lambda: _describe(run, folder, jax.devices()[0].platform == "cpu"))
         ds = loader.open_dataset(run.data.folder)
         loss = loss_of(ds, run, mesh)
         train_step, eval_step = _compiled(run, loss)
@@ -215,7 +223,8 @@ def train_run(
             progress=progress,
             started=started,
         )
-    _write_status(folder, result, time.time() - started)
+    if distributed.is_first():
+        _write_status(folder, result, time.time() - started)
     return result
 
 
@@ -237,15 +246,9 @@ def _write_status(folder: Path, result: Result, seconds: float) -> None:
     path.write_text(json.dumps(status, indent=1) + "\n")
 
 
-def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the launcher dies, so that no worker trains on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def main(arguments: list[str]) -> int:
     """Worker process of a sweep; exit status 2 for a user's error, 0 also after SIGTERM."""
-    _end_with_parent()
+    end_with_parent()  # no worker trains on unseen
     study, names = Path(arguments[0]), arguments[1:]
     table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
     started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))

@@ -335,3 +335,31 @@ def test_the_loader_never_imports_tensorflow(mixture):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['grain']"
+
+
+def test_chosen_rows_are_those_of_the_global_batch_and_no_others_are_read(mixture, monkeypatch):
+    read, decode = [], loader.RecordSource._decode
+
+    def counting(self, records, shard, local):
+        read.append(len(records))
+        return decode(self, records, shard, local)
+
+    monkeypatch.setattr(loader.RecordSource, "_decode", counting)
+    rows = np.array([1, 2, 9, 10, 11])
+    whole = loader.train_batches(loader.open_dataset(mixture), 12, 3)
+    expected = [whole[step] for step in range(5)]
+    assert sum(read) == 30 + 70 + 11, "control: a process that feeds every row keeps the whole data set"
+    read.clear()
+    mine = loader.train_batches(loader.open_dataset(mixture), 12, 3, rows=rows)
+    for step, batch in enumerate(expected):
+        found = mine[step]
+        assert all(np.array_equal(found[name], batch[name][rows]) for name in batch)
+    assert sum(read) == 5 * len(rows)
+
+
+def test_chosen_rows_of_an_evaluation(mixture):
+    ds, rows = loader.open_dataset(mixture), np.array([1, 2, 5])
+    whole = list(loader.eval_batches(ds, "held", 6))
+    assert [valid for _, valid in whole] == [6, 6, 1]
+    for (batch, valid), (mine, as_valid) in zip(whole, loader.eval_batches(ds, "held", 6, rows), strict=True):
+        assert valid == as_valid and all(np.array_equal(mine[name], batch[name][rows]) for name in batch)
