@@ -15,6 +15,8 @@ Words after the colon, separated by commas (a comma also continues a list):
                                       a quarter, a half, all of the budget
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2
+    topology=v5p:4x4x8                hardware to plan for and to ask a scheduler for: a TPU slice, 2xv5p:4x4x4 (two slices),
+                                      h200:16 (GPUs)
     ladder=clean|family               clean: one recipe for all sizes (default for the sweep); family: each proxy keeps its
                                       member's architecture (default for a single member)
 
@@ -45,6 +47,7 @@ WORDS = {
     "seed": int,
     "seeds": int,
     "data": str,
+    "topology": str,
 }
 
 
@@ -64,6 +67,7 @@ def get_config(argument: str = "") -> ConfigDict:
             budget_shares=(0.25, 0.5, 1.0) if sweep else (1.0,),
             seed=0,
             seeds=1,
+            topology="",
             context="",  # of the full models: "" (4k/8k/4k) or "128k"
             data=dict(
                 source="",
@@ -104,6 +108,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 tensorboard=False,
                 profile_start=0,
                 profile_steps=0,
+            ),
+            cluster=dict(  # for launch/submit.py
+                image="",  # container with this repository as its working directory (gke, tpu-vm)
+                volume="",  # where studies are kept: a ReadWriteMany claim (gke), an NFS share HOST:/PATH (tpu-vm)
+                project="",  # tpu-vm
+                zone="",  # tpu-vm
+                queue="",  # Slurm partition, or Kueue's local queue (xpk: multislice-queue)
+                options="",  # more options of sbatch or of gcloud's create; node labels KEY=VALUE on gke
             ),
         )
     )

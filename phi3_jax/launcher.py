@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from phi3_jax.planning import memory
 from phi3_jax.training.loop import DONE
 from phi3_jax.training.metrics import ProgressBars
 
-OPTIONS = ("--config", "--workdir", "--resume")
+OPTIONS = ("--config", "--workdir", "--resume", "--run")
+ERROR = "error.txt"  # in a run's folder: why its last start failed
+STOPPED = 75  # exit status of a --run that a signal stopped and saved: EX_TEMPFAIL of sysexits.h, "try again"
 # XLA:CPU asks malloc for a step's buffers and frees them after it. glibc's defaults give such blocks back to the kernel, so
 # that every step faults its memory in anew, 4 KiB at a time; these keep it, in huge pages. Other C libraries ignore them.
 MALLOC = ":".join(
@@ -47,10 +51,12 @@ class Command:
     experiment: str
     workdir: Path | None
     resume: str
+    overrides: tuple[str, ...] = ()  # as typed: a.b=VALUE
+    runs: tuple[str, ...] = ()  # train only these
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Reads `--config FILE[:WORDS] [--config.a.b=v ...] [--workdir DIR] [--resume auto|never]`."""
+    """Reads `--config FILE[:WORDS] [--config.a.b=v ...] [--workdir DIR] [--resume auto|never] [--run NAME,...]`."""
     values, overrides, queue = {}, [], list(arguments)
     while queue:
         key, equals, value = queue.pop(0).partition("=")
@@ -66,13 +72,17 @@ def parse(arguments: Sequence[str]) -> Command:
             overrides.append((key.removeprefix("--config."), value))
     if "--config" not in values:
         raise UserError("--config is missing; for example --config experiments/scaling.py")
+    runs = tuple(filter(None, values.get("--run", "").split(",")))
+    if "--run" in values and not runs:
+        raise UserError("--run needs names of runs, for example --run mini-s0-4M")
     if values.get("--resume", "auto") not in ("auto", "never"):
         raise UserError(f"--resume {values['--resume']!r}; valid: auto, never")
     config = load_config(values["--config"])
     for path, value in overrides:
         override(config, path, value)
     workdir = Path(values["--workdir"]) if "--workdir" in values else None
-    return Command(config, values["--config"], workdir, values.get("--resume", "auto"))
+    typed = tuple(f"{path}={value}" for path, value in overrides)
+    return Command(config, values["--config"], workdir, values.get("--resume", "auto"), typed, runs)
 
 
 def load_config(text: str) -> ConfigDict:
@@ -136,7 +146,7 @@ def study_name(config: ConfigDict, scale: str) -> str:
 
 
 def main(arguments: Sequence[str], usage: str = "") -> int:
-    """Runs the command; prints errors as one line. Exit status 0, or 2 for an error of the user's."""
+    """Runs the command; prints errors as one line. Exit status 0, 2 for an error of the user's, or `STOPPED`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
         return 0
@@ -161,23 +171,28 @@ def launch(command: Command, line: str) -> int:
     largest = max(max(studies.budgets_of(config, scale, size)) for size in config.sizes)
     manifest = studies.export_data(studies.data_arguments(config, scale, largest), folder / "data")
     runs = studies.plan_runs(config, scale, manifest, folder / "data", device[1])
-    _refuse_others(runs, folder)
+    chosen = studies.select_runs(command.runs, studies.asked_runs(config, scale), runs) if command.runs else runs
+    _refuse_others(chosen, folder)
     described = {
         "name": folder.name,
         "command": line,
         "title": f"{'Phi-3' if scale == 'full' else f'{scale} proxies of Phi-3'}: {', '.join(config.sizes)}",
         "full": [*lines, why],
-        "design": {"scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict()},
+        "design": {
+            "scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict(),
+            "devices": device[1],
+        },
         "runs": [dataclasses.asdict(run) for run in runs],
-    }
+    }  # fmt: skip
     _write(folder / "study.json", json.dumps(described, indent=1, default=list) + "\n")
-    total = sum((r.steps - r.start_step) * r.tokens_per_step for r in runs)
-    print(f"{len(runs)} run{'s' * (len(runs) > 1)}, {total:,} tokens, in {folder}", flush=True)
-    if device[0] == "CPU":
-        errors, stopped = _train_side_by_side(runs, folder, command.resume)
-    else:
-        errors, stopped = _train_in_turn(runs, folder, command.resume)
-    if not stopped or any((folder / run.name / "evals.jsonl").exists() for run in runs):
+    total = sum((r.steps - r.start_step) * r.tokens_per_step for r in chosen)
+    print(f"{len(chosen)} run{'s' * (len(chosen) != 1)}, {total:,} tokens, in {folder}", flush=True)
+    with _reasons(chosen, folder) as errors:
+        train = _train_side_by_side if device[0] == "CPU" else _train_in_turn
+        failed, stopped = train(chosen, folder, command.resume)
+        errors += failed
+    whole = not _unfinished(runs, folder) if command.runs else not stopped
+    if whole or (not command.runs and any((folder / run.name / "evals.jsonl").exists() for run in runs)):
         from phi3_jax.reporting.page import write_report
 
         print(f"report: {write_report(folder)}")
@@ -185,21 +200,28 @@ def launch(command: Command, line: str) -> int:
         print("stopped; the same command goes on from here")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    if stopped and command.runs:
+        return STOPPED
     return 2 if errors else 0
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".{_process()}.writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --workdir") from error
 
 
+def _process() -> str:
+    """A name no other process has: several jobs of a study may write to its folder at a time."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".{path.name}.{_process()}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 
@@ -213,6 +235,24 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ training
+
+
+@contextlib.contextmanager
+def _reasons(runs: Sequence[RunConfig], folder: Path) -> Iterator[list[str]]:
+    """Notes why training ended with errors in error.txt of the first unfinished run; a new start removes the note."""
+    for run in runs:
+        (folder / run.name / ERROR).unlink(missing_ok=True)
+    errors: list[str] = []
+    try:
+        yield errors
+    except UserError as error:
+        errors.append(str(error))
+        raise
+    finally:
+        left = _unfinished(runs, folder)
+        if errors and left:
+            (folder / left[0].name).mkdir(exist_ok=True)
+            _write(folder / left[0].name / ERROR, "\n".join(errors) + "\n")
 
 
 def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
