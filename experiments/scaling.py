@@ -15,8 +15,8 @@ Words after the colon, separated by commas (a comma also continues a list):
                                       a quarter, a half, all of the budget
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2
-    topology=v5p:4x4x8                hardware to plan for and to ask a scheduler for: a TPU slice, 2xv5p:4x4x4 (two slices),
-                                      h200:16 (GPUs)
+    topology=v5p:4x4x8                hardware to plan for and to ask a scheduler for; or 2xv5p:4x4x4 (two slices),
+                                      h200:8, h100:4x8 (nodes x GPUs)
     ladder=clean|family               clean: one recipe for all sizes (default for the sweep); family: each proxy keeps its
                                       member's architecture (default for a single member)
 

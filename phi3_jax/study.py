@@ -361,7 +361,7 @@ def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return sorted(by_root.values(), key=cost, reverse=True)
 
 
-# ------------------------------------------------------------------------------------------------ runs by what was asked for
+# ------------------------------------------------------------------------------------------------ runs as asked for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,18 @@ class Backend:
     def submission(self) -> Path:
         """Where files for the scheduler, and what it writes, are kept."""
         return self.study.folder / "submission"
+
+    @property
+    def options(self) -> list[str]:
+        """The words of cluster.options, as a shell would split them.
+
+        Raises:
+          UserError: a quotation mark without its pair.
+        """
+        try:
+            return shlex.split(self.cluster.options)
+        except ValueError as error:
+            raise UserError(f"cluster.options={self.cluster.options!r}: {error}; quote each word once") from error
 
     def file(self, job: Job) -> tuple[str, str] | None:
         """Name (below `submission`, a safe word) and text of the file that is sent, where there is one."""

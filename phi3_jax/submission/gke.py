@@ -7,7 +7,6 @@ but a second replicated job would change the number of slices that the TPU runti
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -30,7 +29,9 @@ class Gke(Backend):
     def __init__(self, study: Study) -> None:
         super().__init__(study)
         self.place = container_place(study)
-        self.hardware = hardware.parse(required_topology(study, "v5p:4x4x8"))
+        self.hardware = hardware.parse(required_topology(study))
+        if not (self.hardware.tpu or self.hardware.gpu):
+            raise UserError(f"topology={study.config.topology}: GKE nodes have TPUs or GPUs; {hardware.EXAMPLES}")
 
     def file(self, job: Job) -> tuple[str, str]:
         tpu, chips = self.hardware.tpu, self.hardware.chips
@@ -61,13 +62,13 @@ class Gke(Backend):
 
     def _node_labels(self) -> dict[str, str]:
         labels = {}
-        for pair in shlex.split(self.cluster.options):
+        for pair in self.options:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise UserError(f"cluster.options={pair!r} is no node label; write KEY=VALUE")
             labels[key] = value
         if self.hardware.tpu is None:
-            return {"cloud.google.com/gke-accelerator": hardware.GPUS[self.hardware.chip]} | labels
+            return {"cloud.google.com/gke-accelerator": self.hardware.gpu} | labels
         return {
             "cloud.google.com/gke-tpu-accelerator": self.hardware.tpu.gke,
             "cloud.google.com/gke-tpu-topology": self.hardware.shape,
@@ -121,12 +122,12 @@ def container_place(study: Study) -> str:
     return f"{MOUNT}/{study.folder.name}"
 
 
-def required_topology(study: Study, example: str) -> str:
+def required_topology(study: Study) -> str:
     """The config's topology.
 
     Raises:
       UserError: there is none.
     """
     if not study.config.topology:
-        raise UserError(f"this backend needs a topology; add the word topology={example} to --config")
+        raise UserError(f"this backend needs a topology; add the word topology= to --config, {hardware.EXAMPLES}")
     return study.config.topology

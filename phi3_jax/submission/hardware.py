@@ -33,12 +33,15 @@ TPUS = {
 GPUS = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "b200": "nvidia-b200"}  # the label gke-accelerator
 TPU_CHIPS_A_HOST = 4
 GPUS_A_HOST = 8
-EXAMPLES = "for example v5p:4x4x8, 2xv5p:4x4x4 (two slices) or h200:16"
+EXAMPLES = "for example v5p:4x4x8, 2xv5p:4x4x4 (two slices), h200:8 or h100:4x8 (nodes x GPUs)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """`slices` equal groups of `hosts` machines with `chips` accelerators each; `shape` is "4x4x8" for TPUs."""
+    """`slices` equal groups of `hosts` machines with `chips` accelerators each; `shape` is "4x4x8" for TPUs.
+
+    Of "cpu", a chip is a process.
+    """
 
     chip: str
     shape: str
@@ -50,27 +53,34 @@ class Hardware:
     def tpu(self) -> TpuNames | None:
         return TPUS.get(self.chip)
 
+    @property
+    def gpu(self) -> str | None:
+        return GPUS.get(self.chip)
+
 
 def parse(text: str) -> Hardware:
-    """Reads `v5p:4x4x8`, `2xv5p:4x4x4` or `h200:16`.
+    """Reads `v5p:4x4x8`, `2xv5p:4x4x4` (slices), `h200:8`, `h100:4x8` (nodes x GPUs), `cpu:2x1` (nodes x processes).
 
     Raises:
       UserError: an unknown chip, or a shape that no machines have.
     """
-    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*):(\d+(?:x\d+)*)", text)
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*):([1-9]\d*(?:x[1-9]\d*)*)", text)
     if not match:
         raise UserError(f"topology={text!r} is no topology; {EXAMPLES}")
     slices, chip, shape = int(match[1] or 1), match[2], match[3]
     sizes = [int(n) for n in shape.split("x")]
     count = math.prod(sizes)
-    if chip not in TPUS and chip not in GPUS:
-        raise UserError(f"topology={text!r}: unknown chip {chip!r}{nearest(chip, [*TPUS, *GPUS])}")
-    a_host = TPU_CHIPS_A_HOST if chip in TPUS else GPUS_A_HOST
-    if count < 1 or (count > 1 if chip in TPUS else count > a_host) and count % a_host:
-        raise UserError(f"topology={text!r}: {count} chips do not fill hosts of {a_host}; {EXAMPLES}")
-    if chip in TPUS and len(sizes) != TPUS[chip].dims:
-        raise UserError(f"topology={text!r}: a {chip} slice has {TPUS[chip].dims} dimensions; {EXAMPLES}")
-    if chip in GPUS and (slices > 1 or len(sizes) > 1):
-        raise UserError(f"topology={text!r}: GPUs have no slices; write {chip}:{slices * count}")
-    chips = min(count, a_host)
-    return Hardware(chip, shape, slices, count // chips, chips)
+    if chip in TPUS:
+        if len(sizes) != TPUS[chip].dims or (count > 1 and count % TPU_CHIPS_A_HOST):
+            raise UserError(
+                f"topology={text!r}: a {chip} slice has {TPUS[chip].dims} dimensions and fills hosts of "
+                f"{TPU_CHIPS_A_HOST} chips; {EXAMPLES}"
+            )
+        chips = min(count, TPU_CHIPS_A_HOST)
+        return Hardware(chip, shape, slices, count // chips, chips)
+    if chip not in GPUS and chip != "cpu":
+        raise UserError(f"topology={text!r}: unknown chip {chip!r}{nearest(chip, [*TPUS, *GPUS, 'cpu'])}")
+    hosts, chips = sizes if len(sizes) == 2 else (1, count)
+    if slices > 1 or len(sizes) > 2 or (chip in GPUS and chips > GPUS_A_HOST):
+        raise UserError(f"topology={text!r}: write NODESxGPUS, with at most {GPUS_A_HOST} GPUs a node; {EXAMPLES}")
+    return Hardware(chip, shape, 1, hosts, chips)

@@ -26,7 +26,7 @@ from phi3_jax.study import AskedRun
 class Job:
     """One thing a scheduler starts: runs of a study, in order, after another job has ended well.
 
-    `name` is made of lower-case letters, digits and hyphens and is at most 40 long, whatever the study is called; it
+    `name` is made of lower-case letters, digits and hyphens and is at most 38 long, whatever the study is called; it
     depends on the study's folder and the runs alone.
     """
 
@@ -88,7 +88,7 @@ def make_jobs(study: Study, place: str, together: bool) -> list[Job]:
 def job_name(study: str, run: str, place: str) -> str:
     """A name that every scheduler takes: words of both, and six digits of a hash of all of it."""
     digest = hashlib.sha256(repr((place, run)).encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    return "-".join(filter(None, ("p", _slug(study)[:14].strip("-"), _slug(run)[:16].strip("-"), digest)))
+    return "-".join(filter(None, ("p", _slug(study)[:13].strip("-"), _slug(run)[:14].strip("-"), digest)))
 
 
 def _slug(text: str) -> str:

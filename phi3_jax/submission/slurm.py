@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
+from phi3_jax.errors import UserError
 from phi3_jax.submission import hardware, templates
 from phi3_jax.submission.backend import Backend, Held, call
 from phi3_jax.submission.jobs import Job, Study, run_command
@@ -20,6 +21,8 @@ class Slurm(Backend):
     def __init__(self, study: Study) -> None:
         super().__init__(study)
         self.hardware = hardware.parse(study.config.topology) if study.config.topology else None
+        if self.hardware and self.hardware.tpu:
+            raise UserError(f"topology={study.config.topology}: Slurm has no TPUs here; use --backend gke or tpu-vm")
 
     def file(self, job: Job) -> tuple[str, str]:
         command = run_command(self.study, job.runs, self.place)
@@ -34,14 +37,14 @@ class Slurm(Backend):
             options.append(f"--partition={self.cluster.queue}")
         if job.after in held:
             options += [f"--dependency=afterok:{held[job.after].id}", "--kill-on-invalid-dep=yes"]
-        return [["sbatch", "--parsable", *options, *shlex.split(self.cluster.options), f"{job.name}.sh"]]
+        return [["sbatch", "--parsable", *options, *self.options, f"{job.name}.sh"]]
 
     def _size(self) -> list[str]:
-        """Nodes and tasks: one process a GPU, as `jax.distributed` expects under Slurm; one process without GPUs."""
+        """Nodes and tasks: one process a GPU, as jax expects of Slurm's tasks; one process in all without a topology."""
         if self.hardware is None:
             return ["--nodes=1", "--ntasks=1"]
-        chips = self.hardware.chips
-        return [f"--nodes={self.hardware.hosts}", f"--ntasks-per-node={chips}", f"--gpus-per-node={chips}"]
+        size = [f"--nodes={self.hardware.hosts}", f"--ntasks-per-node={self.hardware.chips}"]
+        return size + ([f"--gpus-per-node={self.hardware.chips}"] if self.hardware.gpu else [])
 
     def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
         names = ",".join(job.name for job in jobs)

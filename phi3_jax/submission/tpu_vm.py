@@ -25,18 +25,13 @@ class TpuVm(Backend):
     def __init__(self, study: Study) -> None:
         super().__init__(study)
         self.place = container_place(study)
-        self.hardware = hardware.parse(required_topology(study, "v5p:4x4x8"))
+        self.hardware = hardware.parse(required_topology(study))
+        offered = ", ".join(chip for chip, names in hardware.TPUS.items() if names.vm)
         if self.hardware.tpu is None or self.hardware.tpu.vm is None:
-            raise UserError(
-                f"topology={study.config.topology}: TPU VMs are {', '.join(self._offered())}; use --backend gke"
-            )
+            raise UserError(f"topology={study.config.topology}: TPU VMs come as {offered}; use --backend gke")
         for field in ("project", "zone"):
             if not self.cluster[field]:
                 raise UserError(f"gcloud needs {field!r}; give it with --config.cluster.{field}=VALUE")
-
-    @staticmethod
-    def _offered() -> list[str]:
-        return [chip for chip, names in hardware.TPUS.items() if names.vm]
 
     @property
     def _where(self) -> list[str]:
@@ -64,7 +59,7 @@ class TpuVm(Backend):
         create = [
             *GCLOUD, "create", job.name, *self._where, *nodes,
             f"--accelerator-type={names.vm}-{chips * names.cores}", f"--runtime-version={names.runtime}",
-            f"--metadata-from-file=startup-script={job.name}.sh", *shlex.split(self.cluster.options),
+            f"--metadata-from-file=startup-script={job.name}.sh", *self.options,
         ]  # fmt: skip
         return [*([self._delete(job)] if job.name in held else []), create]
 

@@ -79,10 +79,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     conf.write_text(CONF.format(host=host, ports=free_ports(2), user=getpass.getuser(), folder=folder))
     environment = os.environ | {"SLURM_CONF": str(conf), "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     environment["PATH"] += ":/usr/sbin"
-    munge = [
-        f"--{name}={folder}/munge.{name.partition('-')[0]}"
-        for name in ("key-file", "pid-file", "log-file", "seed-file")
-    ]
+    files = ("key-file", "pid-file", "log-file", "seed-file")
+    munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in files]
     commands = [
         ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
         ["slurmctld", "-D", "-c", "-f", str(conf)],

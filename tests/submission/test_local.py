@@ -1,0 +1,70 @@
+"""A study trained here through its jobs: the table, skipping by fingerprint, and another experiment's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "mini,scale=pico,budgets=20k,40k"
+
+
+def run(study: Path, *arguments: str, expect: int = 0) -> str:
+    options = [f"--config=experiments/scaling.py:{WORDS}", f"--workdir={study}", *arguments]
+    command, environment = [sys.executable, "launch/run.py", *options], os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == expect, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose trunk is trained and whose fork is not."""
+    folder = tmp_path_factory.mktemp("local") / "it's a study"
+    assert "report" not in run(folder, "--run=mini-s0-40k")
+    return folder
+
+
+def states(out: str) -> list[list[str]]:
+    """[run, state] of the table's lines."""
+    return [line.split()[:2] for line in out.splitlines()[1:]]
+
+
+def test_one_run_is_trained_and_no_other(study: Path) -> None:
+    assert len(list(study.glob("*/done.json"))) == 1 and not (study / "report.html").exists()
+
+
+def test_finished_runs_are_skipped_by_fingerprint(study: Path, submit: Callable) -> None:
+    status, out, err = submit(WORDS, "--backend=local", "--dry_run", workdir=study)
+    assert status == 0 and "mini-s0-40k: finished" in out and out.rstrip().endswith("--run=mini-s0-20k"), err
+    assert states(submit(WORDS, "--status", workdir=study)[1]) == [["mini-s0-40k", "done"], ["mini-s0-20k", "waiting"]]
+    # Of another experiment's folder it says what changed, before anything is queued.
+    status, _, err = submit(WORDS, "--backend=local", "--dry_run", "--config.optim.peak_lr=0.01", workdir=study)
+    assert status == 2 and "optim.peak_lr: 0.003 -> 0.01" in err
+
+
+def test_a_failed_run_says_why_until_it_is_started_again(
+    study: Path, submit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "")
+    (trunk,) = (path.parent for path in study.glob("*/done.json"))
+    (trunk / "checkpoints").rename(tmp_path / "away")
+    assert "checkpoint is missing" in run(study, "--run=mini-s0-20k", expect=2)
+    out = submit(WORDS, "--status", workdir=study)[1]
+    assert states(out)[1] == ["mini-s0-20k", "failed"] and "checkpoint is missing" in out.splitlines()[-1]
+    (tmp_path / "away").rename(trunk / "checkpoints")
+
+    status, out, err = submit(WORDS, "--backend=local", workdir=study)
+    assert status == 0, err
+    assert "mini-s0-20k: done" in out and (study / "report.html").exists()
+    out = submit(WORDS, "--status", workdir=study)[1]
+    assert states(out) == [["mini-s0-40k", "done"], ["mini-s0-20k", "done"]]
+    last = json.loads(next(study.glob("*-s0-39*/metrics.jsonl")).read_text().splitlines()[-1])
+    assert f"{last['step']} / {last['step']}" in out and f"{last['loss']:.4f}" in out
+    assert submit(WORDS, "--backend=local", workdir=study)[1].count("finished") == 1
