@@ -64,12 +64,12 @@ def _split(arguments: Sequence[str]) -> tuple[set[str], str | None, list[str]]:
 def submit(study: Study, backend: Backend, dry_run: bool) -> None:
     """Sends the study's jobs, without those that are finished or that the scheduler holds; or prints them all."""
     done = status.finished(study)
-    jobs, skipped = [], []
+    jobs = []
     for job in make_jobs(study, backend.place, backend.together):
-        left = tuple(run for run in job.runs if run not in done)
-        (jobs if left else skipped).append(dataclasses.replace(job, runs=left or job.runs))
-    for job in skipped:
-        print(f"{job.name}: {', '.join(job.runs)}: finished")
+        if skipped := [run for run in job.runs if run in done]:
+            print(f"{job.name}: {', '.join(skipped)}: finished")
+        if left := tuple(run for run in job.runs if run not in done):
+            jobs.append(dataclasses.replace(job, runs=left))
     files = {job.name: backend.file(job) for job in jobs}  # all of them first: an option that is missing sends nothing
     if dry_run:
         _print_all(backend, jobs, files)

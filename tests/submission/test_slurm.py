@@ -45,17 +45,18 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
-SchedulerParameters=sched_min_interval=100000,bf_interval=1
+SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
 def wait(until: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.time() + seconds
+    begin = time.monotonic()
     while not until():
-        assert time.time() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < begin + seconds, f"waited {seconds} s for {what}"
         time.sleep(0.2)
+    print(f"waited {time.monotonic() - begin:.1f} s for {what}")
 
 
 def free_ports(count: int) -> list[int]:
