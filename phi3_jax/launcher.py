@@ -249,7 +249,7 @@ def _reasons(runs: Sequence[RunConfig], folder: Path) -> Iterator[list[str]]:
         errors.append(str(error))
         raise
     finally:
-        left = _unfinished(runs, folder)
+        left = [run for run in runs if not (folder / run.name / DONE).exists()]
         if errors and left:
             (folder / left[0].name).mkdir(exist_ok=True)
             _write(folder / left[0].name / ERROR, "\n".join(errors) + "\n")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from phi3_jax.launcher import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "mini,scale=pico,budgets=20k,40k"
@@ -72,3 +76,25 @@ def test_a_failed_run_says_why_until_it_is_started_again(
     last = json.loads(next(study.glob("*-s0-39*/metrics.jsonl")).read_text().splitlines()[-1])
     assert f"{last['step']} / {last['step']}" in out and f"{last['loss']:.4f}" in out
     assert submit(WORDS, "--backend=local", *SMALL, workdir=study)[1].rstrip().endswith("finished")
+
+
+def test_a_saved_stop_has_a_status_of_its_own(submit: Callable, tmp_path: Path) -> None:
+    """Schedulers start a job again by it; 0 would say that the run is finished, 2 that it is no use."""
+    study, words = tmp_path / "study", "mini,scale=pico,budgets=2M"
+    options = [*SMALL, "--config.train.log_every=1"]
+    command = [
+        sys.executable,
+        "launch/run.py",
+        f"--config=experiments/scaling.py:{words}",
+        f"--workdir={study}",
+        *options,
+    ]
+    child = subprocess.Popen([*command, "--run=mini-s0-2M"], cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
+    while child.poll() is None and not any(path.stat().st_size for path in study.glob("*/metrics.jsonl")):
+        time.sleep(0.1)
+    child.terminate()
+    assert child.wait() == STOPPED
+    out = submit(words, "--status", *options)[1]
+    assert states(out) == [["mini-s0-2M", "stopped"]]
+    step, checkpoint = re.match(r"\S+ +stopped +([\d,]+) / [\d,]+ +\S+ +([\d,]+)", out.splitlines()[1]).groups()
+    assert step == checkpoint and "--run=mini-s0-2M" in submit(words, "--backend=local", "--dry_run", *options)[1]

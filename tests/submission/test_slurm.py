@@ -140,8 +140,12 @@ def starts(study: Path, seed: int, tokens: str) -> list[int]:
 def test_a_sweep_survives_scancel_and_requeue(slurm: dict[str, str], tmp_path: Path) -> None:
     study = tmp_path / "a study; $(false) 'with a name'"
 
-    def scontrol(*words: str) -> None:
+    def client(*words: str) -> None:
         subprocess.run(words, env=slurm, check=True)
+
+    def start_soon(job: str) -> None:
+        """Slurm lets a requeued job rest for two minutes; at once would be too early for slurmd, which has revoked it."""
+        client("scontrol", "update", f"JobId={job}", "StartTime=now+5")
 
     submit(slurm, study)
     jobs = queue(slurm)
@@ -151,8 +155,8 @@ def test_a_sweep_survives_scancel_and_requeue(slurm: dict[str, str], tmp_path: P
     assert submit(slurm, study, "--status").count("running") == 2
 
     # scancel ends the job; the run has saved. The signal before the end of a job's time queues the job again.
-    scontrol("scancel", jobs["s0-600k"][0])
-    scontrol("scancel", "--signal=TERM", jobs["s1-600k"][0])
+    client("scancel", jobs["s0-600k"][0])
+    client("scancel", "--signal=TERM", jobs["s1-600k"][0])
     wait(lambda: not queue(slurm).keys() & {"s0-600k", "s0-100k"}, 90, "the cancelled job and its fork to go")
     wait(lambda: queue(slurm)["s1-600k"][1] == "PENDING", 60, "the stopped job to be queued again")
     saved = [rows(study, seed, "600k")[-1]["step"] for seed in (0, 1)]
@@ -164,15 +168,15 @@ def test_a_sweep_survives_scancel_and_requeue(slurm: dict[str, str], tmp_path: P
     again = submit(slurm, study)
     assert [line.rpartition(": ")[2].split(";")[0] for line in again.splitlines()].count("sent") == 2
     assert again.count("waiting already") == 2
-    scontrol("scontrol", "update", f"JobId={jobs['s1-600k'][0]}", "StartTime=now")  # Slurm lets requeued jobs rest
+    start_soon(jobs["s1-600k"][0])
     wait(lambda: all(len(starts(study, seed, "600k")) == 2 for seed in (0, 1)), 120, "both trunks to go on")
 
     # A job requeued by an administrator, or preempted, goes on as well.
     job = queue(slurm)["s0-600k"][0]
-    scontrol("scontrol", "requeue", job)
+    client("scontrol", "requeue", job)
     wait(lambda: queue(slurm)["s0-600k"][1] == "PENDING", 60, "the job to be queued again")
     saved.append(rows(study, 0, "600k")[-1]["step"])
-    scontrol("scontrol", "update", f"JobId={job}", "StartTime=now")
+    start_soon(job)
     wait(lambda: not queue(slurm), 300, "all jobs to end")
 
     assert starts(study, 0, "600k") == [1, saved[0] + 1, saved[2] + 1]
