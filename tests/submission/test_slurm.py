@@ -18,9 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 MISSING = [p for p in PROGRAMS if shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+MISSING += ["(the daemons are started as root)"] if os.geteuid() else []
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: slurm-wlm, munge)"),
+    pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)} (Debian: slurm-wlm, munge)"),
 ]
 STUDY = [
     "--config=experiments/scaling.py:mini,scale=pico,seeds=2,budgets=100k,600k",
