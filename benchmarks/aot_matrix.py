@@ -1,4 +1,4 @@
-"""Compiles the family's full training steps for TPU topologies, no TPU needed: `python benchmarks/aot_matrix.py [--out FILE]`.
+"""Compiles the family's full training steps for TPU topologies, without one: `python benchmarks/aot_matrix.py`.
 
 One row a model and topology, the compiler's memory and collectives beside the plan's (`planning/aot.py`), into
 analysis/results/aot_matrix.csv. Every row has a global batch of 4Mi tokens and float32 masters, bfloat16 products, full

@@ -16,7 +16,8 @@ Words after the colon, separated by commas (a comma also continues a list):
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2
     strategy=dp|fsdp|fsdp_tp|fsdp_cp|multislice   how a full run is split over devices; default fsdp, multislice on slices
-    topology=v5p:4x4x8                what `launch/plan.py` plans for and `launch/submit.py` asks for
+    topology=v5p:4x4x8                hardware to plan for and to ask a scheduler for; or 2xv5p:4x4x4 (two slices),
+                                      h200:8, h100:4x8 (nodes x GPUs)
     ladder=clean|family               clean: one recipe for all sizes (default for the sweep); family: each proxy keeps its
                                       member's architecture (default for a single member)
 
@@ -114,6 +115,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 tensorboard=False,
                 profile_start=0,
                 profile_steps=0,
+            ),
+            cluster=dict(  # for launch/submit.py
+                image="",  # container with this repository as its working directory (gke, tpu-vm)
+                volume="",  # where studies are kept: a ReadWriteMany claim (gke), an NFS share HOST:/PATH (tpu-vm)
+                project="",  # tpu-vm
+                zone="",  # tpu-vm
+                queue="",  # Slurm partition, or Kueue's local queue (xpk: multislice-queue)
+                options="",  # more options of sbatch or of gcloud's create; node labels KEY=VALUE on gke
             ),
         )
     )

@@ -4,6 +4,8 @@
 --config.a.b=VALUE       overrides one field of it
 --workdir DIR            the study's folder (default runs/<name>)
 --resume auto|never      auto (default) goes on where an interrupted study stopped
+--run NAME[,NAME...]     trains only these runs of the study, e.g. mini-s0-4M (size, seed, budget); the report is written
+                         by whichever command finishes the study; exit status 75: stopped by a signal, saved, try again
 """
 
 from __future__ import annotations

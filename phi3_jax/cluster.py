@@ -26,6 +26,7 @@ START_TIMEOUT = "PHI3_JAX_START_TIMEOUT"
 START_SECONDS = 300  # clusters start slowly; jax's own default
 HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead; a long step or compilation is not silent
 CHILD = "PHI3_JAX_CHILD"
+STOPPED = 75  # exit status of a --run that a signal stopped and saved: EX_TEMPFAIL of sysexits.h, "try again"
 AGAIN = "start the same command on every process again: it goes on from the last checkpoint"
 
 
@@ -142,7 +143,7 @@ def supervise(job: Cluster, arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status in (0, 1, 2):
+    if status in (0, 1, 2, STOPPED):
         return status
     reason, status = explain(job, status, "".join(hidden))
     print(f"error: {reason}", file=sys.stderr)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state  # the client has no public name; orbax takes it from here too
 
-from phi3_jax.cluster import HEARTBEAT_SECONDS, Cluster, start_seconds
+from phi3_jax.cluster import HEARTBEAT_SECONDS, STOPPED, Cluster, start_seconds
 from phi3_jax.errors import UserError
 
 FOREVER_MS = 7 * 24 * 3600 * 1000  # a dead peer ends the wait, not the clock
@@ -115,7 +115,7 @@ def leave(status: int) -> None:
     """Ends this process, together with the others where `status` is 0. Returns where it is the only one."""
     if not _started:
         return
-    if status == 0:
+    if status in (0, STOPPED):
         barrier("end")
         jax.distributed.shutdown()
     sys.stdout.flush()

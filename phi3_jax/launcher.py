@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from ml_collections import ConfigDict
 
 from phi3_jax import cluster, distributed
 from phi3_jax import study as studies
+from phi3_jax.cluster import STOPPED
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
 
-OPTIONS = ("--config", "--workdir", "--resume")
+OPTIONS = ("--config", "--workdir", "--resume", "--run")
+ERROR = "error.txt"  # in a run's folder: why its last start failed
 # XLA:CPU asks malloc for a step's buffers and frees them after it. glibc's defaults give such blocks back to the kernel, so
 # that every step faults its memory in anew, 4 KiB at a time; these keep it, in huge pages. Other C libraries ignore them.
 MALLOC = ":".join(
@@ -46,10 +50,12 @@ class Command:
     experiment: str
     workdir: Path | None
     resume: str
+    overrides: tuple[str, ...] = ()  # as typed: a.b=VALUE
+    runs: tuple[str, ...] = ()  # train only these
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Reads `--config FILE[:WORDS] [--config.a.b=v ...] [--workdir DIR] [--resume auto|never]`."""
+    """Reads `--config FILE[:WORDS] [--config.a.b=v ...] [--workdir DIR] [--resume auto|never] [--run NAME,...]`."""
     values, overrides, queue = {}, [], list(arguments)
     while queue:
         key, equals, value = queue.pop(0).partition("=")
@@ -65,13 +71,17 @@ def parse(arguments: Sequence[str]) -> Command:
             overrides.append((key.removeprefix("--config."), value))
     if "--config" not in values:
         raise UserError("--config is missing; for example --config experiments/scaling.py")
+    runs = tuple(filter(None, values.get("--run", "").split(",")))
+    if "--run" in values and not runs:
+        raise UserError("--run needs names of runs, for example --run mini-s0-4M")
     if values.get("--resume", "auto") not in ("auto", "never"):
         raise UserError(f"--resume {values['--resume']!r}; valid: auto, never")
     config = load_config(values["--config"])
     for path, value in overrides:
         override(config, path, value)
     workdir = Path(values["--workdir"]) if "--workdir" in values else None
-    return Command(config, values["--config"], workdir, values.get("--resume", "auto"))
+    typed = tuple(f"{path}={value}" for path, value in overrides)
+    return Command(config, values["--config"], workdir, values.get("--resume", "auto"), typed, runs)
 
 
 def load_config(text: str) -> ConfigDict:
@@ -135,7 +145,7 @@ def study_name(config: ConfigDict, scale: str) -> str:
 
 
 def main(arguments: Sequence[str], usage: str = "") -> int:
-    """Runs the command; prints errors as one line. Exit status 0, or 2 for an error of the user's."""
+    """Runs the command; prints errors as one line. Exit status 0, 2 for an error of the user's, or `STOPPED`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
         return 0
@@ -172,27 +182,32 @@ def launch(command: Command, line: str) -> int:
     largest = max(max(studies.budgets_of(config, scale, size)) for size in config.sizes)
     manifest = _export(studies.data_arguments(config, scale, largest), folder / "data")
     runs = studies.plan_runs(config, scale, manifest, folder / "data", device[1])
+    chosen = studies.select_runs(command.runs, studies.asked_runs(config, scale), runs) if command.runs else runs
     distributed.agree("runs", {run.name: dataclasses.asdict(run) for run in runs})
-    distributed.on_first(lambda: _refuse_others(runs, folder))
+    distributed.on_first(lambda: _refuse_others(chosen, folder))
     described = {
         "name": folder.name,
         "command": line,
         "title": f"{'Phi-3' if scale == 'full' else f'{scale} proxies of Phi-3'}: {', '.join(config.sizes)}",
         "full": [*lines, why],
-        "design": {"scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict()},
+        "design": {
+            "scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict(),
+            "devices": device[1],
+        },
         "runs": [dataclasses.asdict(run) for run in runs],
-    }
+    }  # fmt: skip
     text = json.dumps(described, indent=1, default=list) + "\n"
     distributed.on_first(lambda: _write(folder / "study.json", text))
-    total = sum((r.steps - r.start_step) * r.tokens_per_step for r in runs)
-    _say(f"{len(runs)} run{'s' * (len(runs) > 1)}, {total:,} tokens, in {folder}")
-    if device[0] == "CPU" and not distributed.several():
-        errors, stopped = _train_side_by_side(runs, folder, command.resume)
-    else:
-        errors, stopped = _train_in_turn(runs, folder, command.resume)
+    total = sum((r.steps - r.start_step) * r.tokens_per_step for r in chosen)
+    _say(f"{len(chosen)} run{'s' * (len(chosen) != 1)}, {total:,} tokens, in {folder}")
+    with _reasons(chosen, folder) as errors:
+        alone = device[0] == "CPU" and not distributed.several()
+        failed, stopped = (_train_side_by_side if alone else _train_in_turn)(chosen, folder, command.resume)
+        errors += failed
+    whole = not _unfinished(runs, folder) if command.runs else not stopped
     if not distributed.is_first():
-        return 0
-    if not stopped or any((folder / run.name / "evals.jsonl").exists() for run in runs):
+        return STOPPED if stopped and command.runs else 0
+    if whole or (not command.runs and any((folder / run.name / "evals.jsonl").exists() for run in runs)):
         from phi3_jax.reporting.page import write_report
 
         print(f"report: {write_report(folder)}")
@@ -200,6 +215,8 @@ def launch(command: Command, line: str) -> int:
         print("stopped; the same command goes on from here")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    if stopped and command.runs:
+        return STOPPED
     return 2 if errors else 0
 
 
@@ -207,7 +224,12 @@ def _agree_on(command: Command, folder: Path) -> None:
     """Refuses processes that were started for different things, before anything is written."""
     from phi3_jax.training.train import packages
 
-    same = {"config": command.config.to_dict(), "--workdir": str(folder), "--resume": command.resume}
+    same = {
+        "config": command.config.to_dict(),
+        "--workdir": str(folder),
+        "--resume": command.resume,
+        "--run": command.runs,
+    }
     distributed.agree("configs", same | {"packages": packages()})
 
 
@@ -226,15 +248,20 @@ def _export(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".{_process()}.writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --workdir") from error
 
 
+def _process() -> str:
+    """A name no other process has: several jobs of a study may write to its folder at a time."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".{path.name}.{_process()}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 
@@ -250,10 +277,32 @@ def _refuse_others(runs: Sequence[RunConfig], folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
+@contextlib.contextmanager
+def _reasons(runs: Sequence[RunConfig], folder: Path) -> Iterator[list[str]]:
+    """Notes why training ended with errors in error.txt of the first unfinished run; a new start removes the note."""
+    for run in runs:
+        (folder / run.name / ERROR).unlink(missing_ok=True)
+    errors: list[str] = []
+    try:
+        yield errors
+    except UserError as error:
+        errors.append(str(error))
+        raise
+    finally:
+        left = [run for run in runs if not _is_done(run, folder)]
+        if errors and left:
+            (folder / left[0].name).mkdir(exist_ok=True)
+            _write(folder / left[0].name / ERROR, "\n".join(errors) + "\n")
+
+
+def _is_done(run: RunConfig, folder: Path) -> bool:
     from phi3_jax.training.loop import DONE
 
-    done = distributed.from_first(lambda: [run.name for run in runs if (folder / run.name / DONE).exists()])
+    return (folder / run.name / DONE).exists()
+
+
+def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
+    done = distributed.from_first(lambda: [run.name for run in runs if _is_done(run, folder)])
     return [run for run in runs if run.name not in done]
 
 

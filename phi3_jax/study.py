@@ -387,6 +387,65 @@ def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return sorted(by_root.values(), key=cost, reverse=True)
 
 
+# ------------------------------------------------------------------------------------------------ runs as asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedRun:
+    """A run before the data say how many steps its budget is: what a scheduler can name on a machine without data.
+
+    `trunk` is the name of the run it leaves (None for a run from scratch).
+    """
+
+    size: str
+    seed: int
+    budget: int
+    trunk: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`mini-s0-4M`; the budget in full where the short form would round it."""
+        short = short_count(self.budget)
+        return f"{self.size}-s{self.seed}-{short if parse_count(short) == self.budget else self.budget}"
+
+
+def asked_runs(config: Any, scale: str) -> list[AskedRun]:
+    """All runs a config asks for, trunks before their forks; `config.scale` is not looked at, `scale` is."""
+    asked, wsd = [], _optim(config, scale == "full").schedule == "wsd"
+    for seed in range(config.seed, config.seed + config.seeds):
+        for size in config.sizes:
+            trunk, *smaller = reversed(budgets_of(config, scale, size))
+            root = AskedRun(size, seed, trunk)
+            asked += [root, *(AskedRun(size, seed, b, root.name if wsd else None) for b in smaller)]
+    return asked
+
+
+def resolve_runs(asked: Sequence[AskedRun], runs: Sequence[RunConfig]) -> dict[str, RunConfig]:
+    """{asked name: planned run}; budgets less than one batch apart are one run, which the largest of them names."""
+    resolved: dict[str, RunConfig] = {}
+    for ask in sorted(asked, key=lambda a: -a.budget):
+        for run in runs:
+            same = (run.model.member, run.seed, run.steps) == (ask.size, ask.seed, ask.budget // run.tokens_per_step)
+            if same and run not in resolved.values():
+                resolved[ask.name] = run
+    return resolved
+
+
+def select_runs(names: Sequence[str], asked: Sequence[AskedRun], runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The runs of some names (asked for, or as planned), in the order of `runs`.
+
+    Raises:
+      UserError: a name that is neither.
+    """
+    table = resolve_runs(asked, runs) | {run.name: run for run in runs}
+    known = {ask.name for ask in asked} | table.keys()
+    for name in names:
+        if name not in known:
+            raise UserError(f"--run {name!r} is no run of this study{nearest(name, sorted(known))}")
+    wanted = {table[name].name for name in names if name in table}
+    return [run for run in runs if run.name in wanted]
+
+
 def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """The inverse of `dataclasses.asdict` after JSON."""
     fields = dict(tree) | {

@@ -315,7 +315,7 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
     Raises:
       UserError: ids outside the vocabulary, an empty source, or an output that cannot be written.
     """
-    out = Path(out)
+    out, replaces = Path(out), Path(out).exists()
     partial = out.parent / f".{out.name}.{socket.gethostname()}-{os.getpid()}.partial"
     try:
         _remove_abandoned(out)
@@ -329,7 +329,8 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
         manifest["evals"] = [_write_part(partial, p, f"eval-{p.name}", recipe, max(1, size)) for p in recipe.evals]
         manifest["fingerprint"] = manifests.fingerprint(manifest)
         (partial / manifests.NAME).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-        _put_in_place(partial, out)
+        if replaces or not _same_manifest(partial, out):  # else another process has put the same data there meanwhile
+            _put_in_place(partial, out)
         return manifest
     except OSError as error:
         raise _cannot_write(out, error.strerror or str(error)) from error
@@ -425,8 +426,16 @@ def _put_in_place(partial: Path, out: Path) -> None:
     except OSError:
         if old.exists() and not out.exists():
             old.rename(out)
-        raise
+        if not _same_manifest(partial, out):
+            raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _same_manifest(a: Path, b: Path) -> bool:
+    try:
+        return (a / manifests.NAME).read_bytes() == (b / manifests.NAME).read_bytes()
+    except OSError:
+        return False
 
 
 def _remove_abandoned(out: Path) -> None:

@@ -172,6 +172,26 @@ def test_nothing_half_written_is_left(corpus, tmp_path, monkeypatch, reason):
     assert json.loads((tmp_path / "out" / manifest.NAME).read_text()) == before
 
 
+@pytest.mark.parametrize("window", [32, 64])
+def test_of_two_exports_at_a_time_the_first_stays_if_they_are_the_same(corpus, tmp_path, monkeypatch, window):
+    """Jobs of a study that start together write the same data; none may take away what another reads."""
+    out, write = tmp_path / "out", export._write_part
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(export, "_write_part", write)
+        command = [sys.executable, "-m", "phi3_jax.data.export", f"--out={out}", f"--data={corpus}", "--window=32"]
+        subprocess.run(command, check=True, capture_output=True)
+        first.append(out.stat().st_ino)
+        return write(*arguments)
+
+    first: list[int] = []
+    monkeypatch.setattr(export, "_write_part", meanwhile)
+    made = export.export(out, str(corpus), window=window)
+    assert (out.stat().st_ino == first[0]) == (window == 32)
+    assert loader.open_dataset(out).manifest["fingerprint"] == made["fingerprint"]
+    assert files(out) == ["corpus", "out"]
+
+
 def test_what_a_killed_export_left_is_removed(corpus, tmp_path):
     import socket
 

@@ -1,0 +1,97 @@
+"""What a scheduler must know to do: turn a job into a file and commands, and say what it holds already."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from phi3_jax.errors import UserError
+from phi3_jax.submission.jobs import Job, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A job a scheduler holds: `state` is waiting, running, done or failed; `id` is the scheduler's."""
+
+    state: str
+    id: str
+
+
+class Backend:
+    """Where jobs are sent. Making one checks the options it needs; it asks nobody until `held` or `send`.
+
+    `place` is the study's folder as the jobs see it; `together`: a trunk and its forks are one job.
+    """
+
+    together = False
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.cluster = study, study.config.cluster
+        self.place = str(study.folder.absolute())
+
+    @property
+    def submission(self) -> Path:
+        """Where files for the scheduler, and what it writes, are kept."""
+        return self.study.folder / "submission"
+
+    @property
+    def options(self) -> list[str]:
+        """The words of cluster.options, as a shell would split them.
+
+        Raises:
+          UserError: a quotation mark without its pair.
+        """
+        try:
+            return shlex.split(self.cluster.options)
+        except ValueError as error:
+            raise UserError(f"cluster.options={self.cluster.options!r}: {error}; quote each word once") from error
+
+    def file(self, job: Job) -> tuple[str, str] | None:
+        """Name (below `submission`, a safe word) and text of the file that is sent, where there is one."""
+        raise NotImplementedError
+
+    def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
+        """Commands that send a job, run in `submission`; `held` has the ids of jobs sent before."""
+        raise NotImplementedError
+
+    def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
+        """Those of the jobs that the scheduler knows, by name."""
+        raise NotImplementedError
+
+    def hint(self, job: Job) -> str:
+        """How to look after a job that was sent, in a line."""
+        raise NotImplementedError
+
+    def send(self, job: Job, file: tuple[str, str] | None, held: Mapping[str, Held]) -> Held:
+        """Writes a job's file and runs its commands."""
+        name, text = file
+        try:
+            self.submission.mkdir(parents=True, exist_ok=True)
+            (self.submission / name).write_text(text, "utf-8", "surrogateescape")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.submission} ({error.strerror}); choose another --workdir"
+            ) from error
+        out = ""
+        for command in self.commands(job, held):
+            out = call(command, self.submission)
+        return Held("waiting", out.strip())
+
+
+def call(command: Sequence[str], folder: Path | None = None) -> str:
+    """Standard output of a scheduler's client.
+
+    Raises:
+      UserError: it is not installed, or what it complained of.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is not installed here; install it, or see what it would be sent with --dry_run")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        raise UserError(f"{' '.join(command[:3])} failed with status {done.returncode}: {said[-1]}")
+    return done.stdout

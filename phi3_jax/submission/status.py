@@ -1,0 +1,141 @@
+"""What a study's folder says about its runs: finished ones, and a table of all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phi3_jax import study as studies
+from phi3_jax.configs import RunConfig
+from phi3_jax.launcher import ERROR
+from phi3_jax.submission.jobs import Study
+from phi3_jax.training.checkpoint import list_steps
+from phi3_jax.training.loop import DONE
+from phi3_jax.training.metrics import read_rows
+
+FRESH_SECONDS = 600  # a run whose last row is younger is taken for running where no scheduler says so
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """One line of the table; None where the folder does not say."""
+
+    run: str
+    state: str = "waiting"  # or running, stopped, failed, done
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    checkpoint: int | None = None
+    age: float | None = None  # seconds since the last row
+    error: str = ""
+
+
+def planned_runs(study: Study) -> dict[str, RunConfig]:
+    """{asked name: run} as the study's own data and devices say; empty before its first job has started.
+
+    Raises:
+      UserError: a run's folder holds another experiment, with what changed.
+    """
+    folder = study.folder
+    record, manifest = _json(folder / "study.json"), _json(folder / "data" / "manifest.json")
+    if not (record and manifest):
+        return {}
+    devices = record["design"].get("devices", 1)
+    runs = studies.plan_runs(study.config, study.scale, manifest, folder / "data", devices)
+    from phi3_jax.training.train import refuse_other
+
+    for run in runs:
+        refuse_other(run, folder / run.name)
+    return studies.resolve_runs(study.asked, runs)
+
+
+def finished(study: Study) -> set[str]:
+    """Asked names of the runs that need nothing more: trained to their last step under the same fingerprint.
+
+    Budgets less than a batch apart are one run, and so finished together.
+    """
+    runs = planned_runs(study)
+    if not runs:
+        return set()
+    done = {name for name, run in runs.items() if _done(study.folder / run.name, run)}
+    others = {ask.name for ask in study.asked} - runs.keys()
+    return done | (others if len(done) == len(runs) else set())
+
+
+def _done(folder: Path, run: RunConfig) -> bool:
+    return (folder / "config.json").exists() and _json(folder / DONE).get("step") == run.steps
+
+
+def table(study: Study, held: Mapping[str, str]) -> list[RunStatus]:
+    """One row a run asked for; `held` maps asked names to the scheduler's states."""
+    runs = planned_runs(study)
+    return [
+        _row(ask.name, runs.get(ask.name), study.folder, held.get(ask.name))
+        for ask in study.asked
+        if ask.name in runs or not runs
+    ]
+
+
+def _row(name: str, run: RunConfig | None, study: Path, held: str | None) -> RunStatus:
+    if run is None:
+        return RunStatus(name, held or "waiting")
+    folder = study / run.name
+    rows = read_rows(folder / "metrics.jsonl")
+    error = (folder / ERROR).read_text().strip() if (folder / ERROR).exists() else ""
+    age = time.time() - (folder / "metrics.jsonl").stat().st_mtime if rows else None
+    if _done(folder, run):
+        state = "done"
+    elif held in ("waiting", "running"):
+        state = held
+    elif error or held == "failed":
+        state = "failed"
+    elif not rows:
+        state = "waiting"
+    else:
+        saved = _json(folder / "status.json").get("step") == rows[-1]["step"]
+        state = "running" if age < FRESH_SECONDS and not saved else "stopped"
+    newest = max(list_steps(folder / "checkpoints"), default=None)
+    last = rows[-1] if rows else {}
+    return RunStatus(name, state, last.get("step"), run.steps, last.get("loss"), newest, age, error)
+
+
+def text(rows: list[RunStatus]) -> str:
+    """The table as aligned text, and below it why runs failed."""
+    cells = [("run", "state", "step", "loss", "checkpoint", "last row")]
+    for row in rows:
+        cells.append(
+            (
+                row.run,
+                row.state,
+                f"{_dash(row.step)} / {_dash(row.steps)}",
+                "-" if row.loss is None else f"{row.loss:.4f}",
+                _dash(row.checkpoint),
+                "-" if row.age is None else _ago(row.age),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join([*lines, *(f"{row.run}: {row.error.splitlines()[-1]}" for row in rows if row.error)])
+
+
+def _dash(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
