@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import make_mesh
 from phi3_jax.study import run_from_dict
 from phi3_jax.training import checkpoint, step
-from phi3_jax.training.loop import LoopConfig, Result, config_diff, fit
+from phi3_jax.training.goodput import Clock, account
+from phi3_jax.training.loop import DONE, LoopConfig, Result, config_diff, fit
 from phi3_jax.training.optimizer import learning_rate
 
 # Peak dense bfloat16 FLOP/s a chip (makers' data sheets), for MFU; a CPU has no agreed peak.
@@ -85,9 +86,8 @@ def loss_of(ds: loader.Dataset, run: RunConfig, shards: int) -> step.Loss:
 
 def evaluate(
     ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, eval_fn: Callable[..., Any], params: Any
-) -> list[dict[str, Any]]:
-    """Rows of every evaluation set of a dataset, batched through the training forward."""
-    rows = []
+) -> Iterator[dict[str, Any] | None]:
+    """Rows of every evaluation set of a dataset, batched through the training forward, and None after each batch."""
     shards = mesh.shape["data"]
     per_batch = max(shards, EVAL_TOKENS // run.data.window // shards * shards)
     for entry in ds.manifest["evals"]:
@@ -97,9 +97,9 @@ def evaluate(
             nll.append(np.asarray(out["nll"])[:valid])
             hit.append(np.asarray(out["hit"])[:valid])
             batches.append({k: v[:valid] for k, v in batch.items()})
+            yield None
         joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-        rows += probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
-    return rows
+        yield from probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
 
 
 def _initial(run: RunConfig, mesh: jax.sharding.Mesh, study: Path) -> step.TrainState:
@@ -183,14 +183,16 @@ def train_run(
 ) -> Result:
     """Trains (or continues, or finds finished) one run of a study in `study/<run.name>`.
 
+    `started` is the `time.monotonic()` at which the process began, now where absent.
+
     Raises:
       UserError: see `loop.fit`, `loader.open_dataset`, and a fork whose trunk is not there.
     """
-    started = started or time.time()
     folder = study / run.name
     refuse_other(run, folder)
     mesh = make_mesh()
-    with jax.set_mesh(mesh):
+    clock = Clock(folder, started, write=jax.process_index() == 0 and not (folder / DONE).exists())
+    with clock, jax.set_mesh(mesh):
         _describe(run, folder, jax.devices()[0].platform == "cpu")
         ds = loader.open_dataset(run.data.folder)
         loss = loss_of(ds, run, mesh.shape["data"])
@@ -212,31 +214,33 @@ def train_run(
             loop=loop,
             folder=folder,
             identity={"fingerprint": fingerprint(run), "config": science(run)},
-            eval_fn=lambda state, _: [
-                {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
-            ],
+            eval_fn=lambda state, _: (
+                row and {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
+            ),
             resume=resume,
             progress=progress,
-            started=started,
+            clock=clock,
         )
-    _write_status(folder, result, time.time() - started)
+    _write_status(folder, result)
     return result
 
 
-def _write_status(folder: Path, result: Result, seconds: float) -> None:
-    """status.json: how the run ended and what it took; times of several starts add up."""
+def _write_status(folder: Path, result: Result) -> None:
+    """status.json: how the run ended and what it took; times of several attempts add up."""
     path = folder / "status.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     if old.get("status") == "done":
         return
+    goodput = account(folder) or {"wall_s": None}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     status = {
         "status": result.status,
         "step": result.step,
-        "seconds": round(seconds + old.get("seconds", 0), 2),
+        "seconds": goodput["wall_s"],
         "compile_s": result.compile_s if result.compile_s is not None else old.get("compile_s"),
         "first_step_s": result.first_step_s if result.first_step_s is not None else old.get("first_step_s"),
         "peak_bytes": max(peak, old.get("peak_bytes", 0)),
+        "goodput": goodput,
     }
     path.write_text(json.dumps(status, indent=1) + "\n")
 
@@ -252,7 +256,7 @@ def main(arguments: list[str]) -> int:
     _end_with_parent()
     study, names = Path(arguments[0]), arguments[1:]
     table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
-    started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))
+    started = float(os.environ.get("PHI3_JAX_STARTED", time.monotonic()))
     if hasattr(os, "sched_setaffinity") and (cores := os.environ.get("PHI3_JAX_CORES")):
         os.sched_setaffinity(0, map(int, cores.split(",")))  # before jax makes its thread pool
 
@@ -272,7 +276,7 @@ def main(arguments: list[str]) -> int:
         say(run=name, status=result.status, skipped_checkpoints=list(result.skipped_checkpoints))
         if result.status != "done":
             return 0
-        started = time.time()
+        started = time.monotonic()
     return 0
 
 
