@@ -30,7 +30,7 @@ from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import make_mesh
 from phi3_jax.study import run_from_dict
-from phi3_jax.training import checkpoint, step
+from phi3_jax.training import checkpoint, compile_cache, step
 from phi3_jax.training.goodput import Clock, account
 from phi3_jax.training.loop import DONE, LoopConfig, Result, config_diff, fit
 from phi3_jax.training.optimizer import learning_rate
@@ -190,6 +190,7 @@ def train_run(
     """
     folder = study / run.name
     refuse_other(run, folder)
+    cache = compile_cache.enable()
     mesh = make_mesh()
     clock = Clock(folder, started, write=jax.process_index() == 0 and not (folder / DONE).exists())
     with clock, jax.set_mesh(mesh):
@@ -218,11 +219,20 @@ def train_run(
                 row and {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
             ),
             resume=resume,
-            progress=progress,
+            progress=functools.partial(_tell, progress, cache),
             clock=clock,
         )
     _write_status(folder, result)
     return result
+
+
+def _tell(
+    progress: Callable[[dict[str, Any]], None] | None, cache: compile_cache.CompileCache | None, row: dict[str, Any]
+) -> None:
+    if cache is not None:
+        cache.publish()  # as soon as there is something: the process may be killed at any time
+    if progress is not None:
+        progress(row)
 
 
 def _write_status(folder: Path, result: Result) -> None:

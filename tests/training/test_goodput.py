@@ -24,7 +24,9 @@ def write(folder: Path, *rows: tuple) -> None:
     with open(folder / goodput.FILE, "a") as file:
         for attempt, event, begin, step, *seconds in rows:
             seconds = dict(zip(PHASES, seconds, strict=True))
-            file.write(json.dumps(dict(attempt=attempt, event=event, step=step, seconds=seconds) | {"from": begin}) + "\n")
+            file.write(
+                json.dumps(dict(attempt=attempt, event=event, step=step, seconds=seconds) | {"from": begin}) + "\n"
+            )
 
 
 def test_work_after_the_checkpoint_that_the_next_attempt_starts_from_is_lost(tmp_path):
