@@ -53,7 +53,8 @@ thead th{border-bottom:2px solid #888;
 vertical-align:bottom;background:#fff;white-space:normal;min-width:52px}
 th:first-child,td.text,th.text{text-align:left}th:first-child{position:sticky;left:0;
 background:#fff}tr.off td{color:#8a5a2b}
-.bar{display:flex;width:100px;height:12px}.key{display:block;width:9px;height:9px;margin-left:auto}.small{font-size:14px;color:#444}li{margin:3px 0}
+.bar{display:flex;width:100px;height:12px}.key{display:block;width:9px;height:9px;margin-left:auto}
+.small{font-size:14px;color:#444}li{margin:3px 0}
 """
 
 

@@ -205,7 +205,8 @@ def train_run(
             steps=run.steps, tokens_per_step=run.tokens_per_step, flops_per_step=per_token * run.tokens_per_step,
             peak_flops=peak * mesh.size if peak else None, start=run.start_step, log_every=run.log_every,
             eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
-            keep_every=run.keep_every or None, keep_steps=run.keep_steps, profile=run.profile, tensorboard=run.tensorboard,
+            keep_every=run.keep_every or None, batch_timeout=run.batch_timeout, keep_steps=run.keep_steps,
+            profile=run.profile, tensorboard=run.tensorboard,
         )  # fmt: skip
         result = fit(
             state=_initial(run, mesh, study),
