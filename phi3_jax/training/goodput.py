@@ -41,6 +41,7 @@ class Clock:
         self._write = write
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase, self._since = "start", self.started
+        self._compiled_up_to = self.started
         self._step, self._from = 0, None
         self._attempt = 0
         self._lock, self._closed = threading.RLock(), threading.Event()
@@ -88,6 +89,8 @@ class Clock:
             now, before = time.monotonic(), self._phase
             self._seconds[before] += now - self._since
             self._phase, self._since = phase, now
+            if phase != before:
+                self._compiled_up_to = now
             return before
 
     @contextlib.contextmanager
@@ -126,7 +129,10 @@ class Clock:
 
     def _compiled(self, event: str, seconds: float, **_: Any) -> None:
         if event == _COMPILED and threading.get_ident() == self._owner and self._phase != "compile":
-            self.move(seconds, "compile")
+            # jax measures by the wall clock, which may jump: never more than has passed since the last of these.
+            now = time.monotonic()
+            self.move(min(max(0.0, seconds), now - self._compiled_up_to), "compile")
+            self._compiled_up_to = now
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:

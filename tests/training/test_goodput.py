@@ -91,6 +91,16 @@ def test_what_the_compiler_takes_inside_another_phase_is_compile(tmp_path):
     assert account(tmp_path / "none") is None, "a folder that is not there is not made"
 
 
+def test_a_wall_clock_that_jumps_while_something_is_compiled_moves_no_more_than_has_passed(tmp_path):
+    with Clock(tmp_path) as clock:
+        time.sleep(0.02)
+        for seconds in (3600, -3600, 3600):
+            jax.monitoring.record_event_duration_secs(goodput._COMPILED, seconds)
+        clock.enter("step")
+    found = account(tmp_path)["seconds"]
+    assert found["compile"] >= 0.02 and min(found.values()) >= -0.001 and max(found.values()) < 60
+
+
 def test_the_account_of_a_killed_process_is_there_and_a_torn_row_is_left_out(tmp_path):
     code = (
         "import os, sys, time; from phi3_jax.training.goodput import Clock\n"
