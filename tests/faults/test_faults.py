@@ -22,7 +22,7 @@ from phi3_jax.training.goodput import account
 from phi3_jax.training.metrics import read_rows
 
 PICO = "mini,scale=pico,budgets=60k"
-NANO = "mini,scale=nano,budgets=150k"
+NANO = "mini,scale=nano,budgets=400k"
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +37,48 @@ def another(unbroken: Faulty, name: str, **train: object) -> Faulty:
     return plan(unbroken.folder.parent / name, PICO, checkpoint_every=8, **train)
 
 
-def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple[int, int]:
+def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple[int, int, float]:
     """kill -9 once each step of `targets` is done, every second time while a save is half done.
 
-    Returns (how many died in a save, steps lost).
+    Returns (how many died in a save, steps lost, seconds that the processes lived).
     """
-    rng, lost, in_saves = random.Random(seed), 0, 0
+    rng, lost, in_saves, lived = random.Random(seed), 0, 0, 0.0
     for i, target in enumerate(targets):
-        process = broken.start("slow_disk=0.2")
+        target = max(target, broken.steps() + 1)  # a step that no attempt before has reached
+        begin, process = time.monotonic(), broken.start("slow_disk=0.2")
         wait_until(process, lambda target=target: broken.steps() >= target)
         if i % 2:
             wait_until(process, broken.saving)
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
+        lived += time.monotonic() - begin
         assert said(process)[0]["exit"] == -signal.SIGKILL and not (broken.run / "done.json").exists()
-        steps, begin = broken.steps(), broken.checkpoint()
-        assert steps >= max(target, begin), "a checkpoint is never ahead of its rows"
+        steps, newest = broken.steps(), broken.checkpoint()
+        assert steps >= max(target, newest), "a checkpoint is never ahead of its rows"
         in_saves += broken.saving()
-        lost += steps - begin
-    return in_saves, lost
+        lost += steps - newest
+    return in_saves, lost, lived
 
 
-def goodput_adds_up(broken: Faulty, attempts: int) -> None:
+def finishes(broken: Faulty, attempts: int, lived: float) -> None:
+    """The last attempt; the account then says where nearly all the time of all the processes went."""
+    begin = time.monotonic()
+    assert broken.finish("slow_disk=0.2")[-1]["status"] == "done"
+    lived += time.monotonic() - begin
     found = account(broken.run)
-    assert found["attempts"] == attempts
-    assert sum(found["seconds"].values()) == pytest.approx(found["wall_s"], rel=0.01)
+    assert found["attempts"] == attempts and sum(found["seconds"].values()) == pytest.approx(found["wall_s"])
+    # At most a pulse before each kill, and the last process's own end, are not seen.
+    assert 0.85 * lived < found["wall_s"] < lived
     assert min(found["seconds"].values()) >= 0 and found["seconds"]["restarted"] > 0
 
 
 def test_killed_at_random_moments_saves_included(pico, table) -> None:
     broken = another(pico, "killed")
     targets = sorted(random.Random(0).sample(range(4, 44), 4))
-    in_saves, lost = kill_again_and_again(broken, targets, 0)
-    assert broken.finish("slow_disk=0.2")[-1]["status"] == "done"
+    in_saves, lost, lived = kill_again_and_again(broken, targets, 0)
+    finishes(broken, 5, lived)
     assert_equal(broken, pico)
     assert in_saves >= 1, "control: some of the kills hit a save"
-    goodput_adds_up(broken, 5)
     assert account(broken.run)["lost_steps"] <= lost
     table(f"kill -9 at random moments, pico ({in_saves} in a save, on a slow disk)", 4, 4, lost, "bit for bit")
 
@@ -82,12 +88,11 @@ def test_killed_at_twenty_random_moments_of_a_nano_run(tmp_path: Path, table) ->
     runs = [plan(tmp_path / name, NANO, checkpoint_every=10, eval_points=1) for name in ("unbroken", "killed")]
     unbroken, broken = runs
     assert unbroken.finish()[-1]["status"] == "done"
-    targets = sorted(random.Random(1).sample(range(4, 125), 20))
-    in_saves, lost = kill_again_and_again(broken, targets, 1)
-    assert broken.finish()[-1]["status"] == "done"
+    targets = sorted(random.Random(1).sample(range(4, 280), 20))
+    in_saves, lost, lived = kill_again_and_again(broken, targets, 1)
+    finishes(broken, 21, lived)
     assert_equal(broken, unbroken)
     assert in_saves >= 5
-    goodput_adds_up(broken, 21)
     table(f"kill -9 at random moments, nano ({in_saves} in a save, on a slow disk)", 20, 20, lost, "bit for bit")
 
 
