@@ -112,6 +112,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 checkpoint_every=unset(int),
                 keep_latest=2,
                 keep_every=0,
+                batch_timeout=600.0,  # seconds until a batch that does not come ends the run
                 tensorboard=False,
                 profile_start=0,
                 profile_steps=0,

@@ -315,6 +315,7 @@ class RunConfig:
     checkpoint_every: int = 0
     keep_latest: int = 2
     keep_every: int = 0
+    batch_timeout: float = 600.0  # seconds
     tensorboard: bool = False
     profile: tuple[int, int] | None = None
 
@@ -338,7 +339,8 @@ class RunConfig:
 
 _NOT_SCIENCE = {
     "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every", "eval_points",
-    "checkpoint_every", "keep_latest", "keep_every", "tensorboard", "profile", "folder", "keep_steps", "name", "parent",
+    "checkpoint_every", "keep_latest", "keep_every", "batch_timeout", "tensorboard", "profile", "folder", "keep_steps",
+    "name", "parent",
 }  # fmt: skip
 
 

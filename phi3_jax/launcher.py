@@ -335,7 +335,7 @@ class _Worker:
             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
             # LLVM's first level compiles a third faster than its third; the programs are as fast.
             "XLA_FLAGS": f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}",
-            "PHI3_JAX_STARTED": str(time.time()),
+            "PHI3_JAX_STARTED": str(time.monotonic()),  # one clock for all processes of a machine
             "PHI3_JAX_RESUME": resume,
             "PHI3_JAX_CORES": ",".join(map(str, sorted(cores))),
         }

@@ -297,7 +297,7 @@ def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path
                 context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,
                 attention=train.attention, unroll=not full,
                 log_every=train.log_every, eval_points=train.eval_points, keep_latest=train.keep_latest,
-                keep_every=train.keep_every, tensorboard=train.tensorboard,
+                keep_every=train.keep_every, batch_timeout=train.batch_timeout, tensorboard=train.tensorboard,
                 profile=(train.profile_start, train.profile_start + train.profile_steps) if train.profile_steps else None,
             )  # fmt: skip
             runs += _budget_runs(stem, steps, per_step, shared, train.checkpoint_every)

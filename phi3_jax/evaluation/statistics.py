@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes most of a second to import
 
 LEVEL = 0.95
 SCALES = ("accuracy", "logit", "error_exponent")
@@ -33,7 +33,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     """
     if n <= 0:
         return 0.0, 1.0
-    z, p = stats.norm.ppf((1 + level) / 2), successes / n
+    z, p = special.ndtri((1 + level) / 2), successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     # At 0 and n the bounds are 0 and 1 but for rounding; p itself is never outside.
@@ -61,7 +61,7 @@ def ratio(totals: np.ndarray, counts: np.ndarray, level: float = LEVEL) -> Estim
     value = totals.sum() / counts.sum() if groups else np.nan
     spread = np.square(totals - value * counts).sum()
     stderr = np.sqrt(spread * groups / (groups - 1)) / counts.sum() if groups > 1 else np.nan
-    half = stats.norm.ppf((1 + level) / 2) * stderr
+    half = special.ndtri((1 + level) / 2) * stderr
     return Estimate(float(value), float(stderr), float(value - half), float(value + half), groups)
 
 
@@ -98,7 +98,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
     values = np.asarray(values, float)
     n = values.size
     stderr = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * stderr if n > 1 else np.nan
+    half = special.stdtrit(n - 1, (1 + level) / 2) * stderr if n > 1 else np.nan
     mean = values.mean() if n else np.nan
     return Estimate(float(mean), float(stderr), float(mean - half), float(mean + half), n)
 

@@ -32,6 +32,7 @@ from phi3_jax.reporting.table import (
     what_was_trained,
     write_csv,
 )
+from phi3_jax.reporting.walltime import wall_time_table
 
 STYLE = """
 body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;color:#1b1b1b;
@@ -51,7 +52,9 @@ th,td{padding:4px 6px;border-bottom:1px solid #e2e2e2;text-align:right;white-spa
 thead th{border-bottom:2px solid #888;
 vertical-align:bottom;background:#fff;white-space:normal;min-width:52px}
 th:first-child,td.text,th.text{text-align:left}th:first-child{position:sticky;left:0;
-background:#fff}tr.off td{color:#8a5a2b}.small{font-size:14px;color:#444}li{margin:3px 0}
+background:#fff}tr.off td{color:#8a5a2b}
+.bar{display:flex;width:100px;height:12px}.key{display:block;width:9px;height:9px;margin-left:auto}
+.small{font-size:14px;color:#444}li{margin:3px 0}
 """
 
 
@@ -426,7 +429,7 @@ def _run_table(study: Study) -> str:
         "peak memory",
     ]
     header += ["tokens/s", "compile time", "skipped steps", "training loss (nats)"]
-    parts += ["<h3>Cost, planned and measured</h3>", _table(header, cost)]
+    parts += ["<h3>Cost, planned and measured</h3>", _table(header, cost), wall_time_table(study.runs)]
     if ends:
         header = ["Run", *(f"{e.label} ({e.unit})" for e in ends.values())]
         parts += ["<h3>Scores of each run</h3>", _table(header, scores)]

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ import numpy as np
 from phi3_jax import distributed
 from phi3_jax.errors import UserError
 from phi3_jax.training.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
+from phi3_jax.training.fetch import Fetcher
+from phi3_jax.training.goodput import Clock
 from phi3_jax.training.metrics import OneStepLate, Row, RunLog, valid_json
 
 DONE = "done.json"
@@ -36,6 +38,7 @@ class LoopConfig:
 
     `start` is the step of the state handed to `fit` (0, or the fork point for a state taken from a trunk's checkpoint).
     `flops_per_step` and `peak_flops` (FLOP/s of all devices; None where unknown) give the fields flops and mfu.
+    `batch_timeout`: seconds after which a batch is given up.
     """
 
     steps: int
@@ -50,6 +53,7 @@ class LoopConfig:
     keep_every: int | None = None
     keep_steps: tuple[int, ...] = ()
     max_skipped: int = 50
+    batch_timeout: float = 600.0
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
 
@@ -86,35 +90,41 @@ def fit(
     loop: LoopConfig,
     folder: str | Path,
     identity: Mapping[str, Any],
-    eval_fn: Callable[[Any, int], Sequence[Row]] | None = None,
+    eval_fn: Callable[[Any, int], Iterable[Row | None]] | None = None,
     resume: Literal["auto", "never"] = "auto",
     progress: Callable[[Row], None] | None = None,
-    started: float | None = None,
+    clock: Clock | None = None,
 ) -> Result:
     """Trains `state` to `loop.steps` in run folder `folder`, going on from its newest whole checkpoint.
 
     `state` is consumed: donated, or freed where a checkpoint takes its place. `step_fn(state, batch, lr)` returns
     device scalars, at least `loss` and `streak` (how many steps in a row were skipped, this one included).
+    `batch_fn` is called in a thread. `eval_fn(state, step)` gives rows, and None wherever it may be broken off.
     `identity` is saved with checkpoints and must match on resume (only its `fingerprint`, where it has one).
-    `started` is the `time.time()` that `first_step_s` counts from. SIGTERM or SIGINT: the current step is finished
-    and saved. Raises `UserError` for a folder that cannot be written or holds another run, a full disk, failing
-    batches (after saving) and `loop.max_skipped` skipped steps in a row.
+    `clock` has run since the start of the process. SIGTERM or SIGINT: the current step is finished and saved; an
+    evaluation is broken off, and done again on resume. Raises `UserError` for a folder that cannot be written or
+    holds another run, a full disk, failing or overdue batches (after saving) and `loop.max_skipped` skipped steps in
+    a row.
     """
-    folder, started = Path(folder), started or time.time()
-    begin = _begin(state, loop, folder, identity, resume)
-    if begin.done is not None:
-        return Result(begin.state, "done", loop.steps, begin.done, skipped_checkpoints=begin.skipped)
-    state, step = begin.state, begin.step
+    folder = Path(folder)
     with contextlib.ExitStack() as stack:
+        begin = _begin(state, loop, folder, identity, resume)
+        if begin.done is not None:
+            return Result(begin.state, "done", loop.steps, begin.done, skipped_checkpoints=begin.skipped)
+        state, step = begin.state, begin.step
+        clock = clock or stack.enter_context(Clock(folder))
+        clock.begins(step)
         saver = stack.enter_context(_closing(begin.saver))
-        log = RunLog(folder, step if begin.resumed else step - 1, loop.tensorboard)
+        log = RunLog(folder, begin.rows_up_to, loop.tensorboard, evals_after=begin.evaluations_up_to)
         stack.enter_context(contextlib.closing(log))
         stop = stack.enter_context(_stop_on_signals())
+        batches = stack.enter_context(contextlib.closing(Fetcher(batch_fn, loop.batch_timeout, stop)))
         profiler = stack.enter_context(_Profiler(loop.profile, folder / "profile"))
-        book = _Book(loop, log, saver, progress, begin, identity, started)
-        if step in loop.eval_steps and not begin.resumed:
+        book = _Book(loop, log, saver, clock, stop, progress, begin, identity)
+        if begin.evaluations_up_to < step and (begin.resumed or step in loop.eval_steps):
             book.evaluate(eval_fn, state, step)
-        batch, failure = batch_fn(step) if step < loop.steps else None, None
+        batch, failure = _try(batches.get, step) if step < loop.steps else (None, None)
+        clock.enter("step")
 
         while step < loop.steps and not distributed.any_process(stop.is_set() or failure is not None):
             profiler.before(step, state)
@@ -122,7 +132,9 @@ def fit(
             with book.timed_first_call():
                 state, metrics = step_fn(state, batch, lr)  # returns once dispatched
             step += 1
-            batch, failure = _try(batch_fn, step) if step < loop.steps else (None, None)
+            if step < loop.steps:
+                with book.timed_wait(metrics):
+                    batch, failure = _try(batches.get, step)
             book.push(step, lr, metrics)
             if loop.evaluates(step):
                 book.evaluate(eval_fn, state, step)
@@ -132,12 +144,13 @@ def fit(
 
         if book.saved != step:
             book.save(state, step)
-        saver.wait()
+        book.wait()
         if failure is not None:
             raise failure
-        if step == loop.steps:
+        done = step == loop.steps and book.evaluated
+        if done:
             distributed.on_first(lambda: _write_json(folder / DONE, {"step": step, "last": book.last}))
-        status = "done" if step == loop.steps else "stopped"
+        status = "done" if done else "stopped"
         return Result(state, status, step, book.last, book.compile_s, book.first_step_s, begin.skipped)
 
 
@@ -155,7 +168,10 @@ def config_diff(old: Any, new: Any, path: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class _Begin:
-    """Where the run starts; `done` is the last row of a run that needs nothing more."""
+    """Where the run starts; `done` is the last row of a run that needs nothing more.
+
+    A save that came before the evaluation of its step, because a signal broke that off, says so in `extra`.
+    """
 
     state: Any
     step: int
@@ -164,6 +180,16 @@ class _Begin:
     skipped: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     done: Row | None = None
+
+    @property
+    def rows_up_to(self) -> int:
+        """The last step whose row is not written again."""
+        return self.step if self.resumed else self.step - 1
+
+    @property
+    def evaluations_up_to(self) -> int:
+        """The last step whose evaluation is not made again."""
+        return self.step if self.resumed and self.extra.get("evaluated", True) else self.step - 1
 
 
 def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, Any], resume: str) -> _Begin:
@@ -228,15 +254,16 @@ class _Book:
         loop: LoopConfig,
         log: RunLog,
         saver: Checkpointer,
+        clock: Clock,
+        stop: threading.Event,
         progress: Callable[[Row], None] | None,
         begin: _Begin,
         identity: Mapping[str, Any],
-        started: float,
     ) -> None:
-        self.loop, self.log, self.saver, self.progress = loop, log, saver, progress
-        self.identity, self.started = dict(identity), started
+        self.loop, self.log, self.saver, self.clock, self.stop = loop, log, saver, clock, stop
+        self.progress, self.identity = progress, dict(identity)
         self.last: Row = dict(begin.extra.get("last", {}))
-        self.saved = begin.step
+        self.saved, self.evaluated = begin.step, True
         self.compile_s: float | None = None
         self.first_step_s: float | None = None
         self._late = OneStepLate()
@@ -248,38 +275,67 @@ class _Book:
     @contextlib.contextmanager
     def timed_first_call(self) -> Iterator[None]:
         """The first call of a step traces and compiles it before it returns."""
+        if self.compile_s is not None:
+            yield
+            return
         begin = time.perf_counter()
+        with self.clock.phase("compile"):
+            yield
+        self.compile_s = time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def timed_wait(self, metrics: Mapping[str, Any]) -> Iterator[None]:
+        """A wait for data is one only where the step just dispatched, which gives `metrics`, is over before it."""
+        begin = time.monotonic()
         yield
-        if self.compile_s is None:
-            self.compile_s = time.perf_counter() - begin
+        if all(x.is_ready() for x in metrics.values() if isinstance(x, jax.Array)):
+            self.clock.move(time.monotonic() - begin, "data")
 
     def push(self, step: int, lr: np.float32, metrics: Mapping[str, Any]) -> None:
         """Takes the device metrics of the step just dispatched and books those of the one before."""
         self._lr[step] = lr
         self._book(self._late.push(step, metrics))
 
-    def evaluate(self, eval_fn: Callable[[Any, int], Sequence[Row]] | None, state: Any, step: int) -> None:
-        """Writes the rows of `eval_fn`; its time is no training time."""
+    def evaluate(self, eval_fn: Callable[[Any, int], Iterable[Row | None]] | None, state: Any, step: int) -> None:
+        """Writes the rows of `eval_fn` once all are there, none where a signal comes first to any process."""
         self._book(self._late.flush())
-        if eval_fn is not None:
-            with self._paused():
-                self.log.evals(self._axes(step) | row for row in eval_fn(state, step))
+        self.evaluated, rows = eval_fn is None, []
+        if eval_fn is None or distributed.any_process(self.stop.is_set()):
+            return
+        with self._paused("evaluation"):
+            for row in eval_fn(state, step):
+                if row is not None:
+                    rows.append(self._axes(step) | row)
+                elif distributed.any_process(self.stop.is_set()):  # asked as often by every process
+                    return
+            self.log.evals(rows)
+        self.evaluated = True
 
     def save(self, state: Any, step: int) -> None:
         """Puts all rows up to `step` on the disk, then starts saving the state: rows are never behind a checkpoint."""
         self._book(self._late.flush())
-        with self._paused():
+        with self._paused("checkpoint"):
             self.log.sync()
-            extra = {"next_step": step, "identity": self.identity, "last": self.last}
+            extra = {"next_step": step, "identity": self.identity, "last": self.last, "evaluated": self.evaluated}
             self.saver.save(step, state, extra)
         self.saved = step
+        self.clock.saves()
+
+    def wait(self) -> None:
+        """Waits for the last save."""
+        with self._paused("checkpoint"):
+            self.saver.wait()
 
     @contextlib.contextmanager
-    def _paused(self) -> Iterator[None]:
+    def _paused(self, phase: str) -> Iterator[None]:
+        """The time spent inside belongs to `phase` and is no training time."""
         begin = time.perf_counter()
-        yield
-        for rate in (self._row_rate, self._run_rate):
-            rate.pause(time.perf_counter() - begin)
+        try:
+            with self.clock.phase(phase):
+                yield
+        finally:
+            for rate in (self._row_rate, self._run_rate):
+                rate.pause(time.perf_counter() - begin)
 
     def _axes(self, step: int) -> Row:
         """The fields that place a row on the axes of a study."""
@@ -291,8 +347,9 @@ class _Book:
             return
         step, metrics = ready
         lr, now = self._lr.pop(step), time.perf_counter()
+        self.clock.finished(step)
         if self._start_row is None:
-            self.first_step_s = time.time() - self.started
+            self.first_step_s = self.clock.wall()
             self._start_row = {"compile_s": self.compile_s, "first_step_s": self.first_step_s}
             self._row_rate.mark(step, now)
             self._run_rate.mark(step, now)

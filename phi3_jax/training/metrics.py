@@ -114,15 +114,21 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 class RunLog:
-    """Writes metrics.jsonl and evals.jsonl of a run folder, and TensorBoard events where asked (process 0 only)."""
+    """Writes metrics.jsonl and evals.jsonl of a run folder, and TensorBoard events where asked (process 0 only).
 
-    def __init__(self, folder: str | Path, after: int, tensorboard: bool = False) -> None:
+    Rows with `step` > `after` are cut off; evaluations > `evals_after`, where the two differ.
+    """
+
+    def __init__(
+        self, folder: str | Path, after: int, tensorboard: bool = False, *, evals_after: int | None = None
+    ) -> None:
         folder = Path(folder)
         self._files: list[JsonLines] = []
         self._board = None
         if jax.process_index() != 0:
             return
-        self._files = [JsonLines(folder / name, after) for name in ("metrics.jsonl", "evals.jsonl")]
+        cuts = {"metrics.jsonl": after, "evals.jsonl": after if evals_after is None else evals_after}
+        self._files = [JsonLines(folder / name, cut) for name, cut in cuts.items()]
         if tensorboard:
             self._board = _board_writer(folder / "tensorboard", after)
 

@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding import feed, rules
 from phi3_jax.sharding.mesh import mesh_of
 from phi3_jax.study import run_from_dict
-from phi3_jax.training import checkpoint, step
-from phi3_jax.training.loop import LoopConfig, Result, config_diff, fit
+from phi3_jax.training import checkpoint, compile_cache, step
+from phi3_jax.training.goodput import Clock, account
+from phi3_jax.training.loop import DONE, LoopConfig, Result, config_diff, fit
 from phi3_jax.training.optimizer import learning_rate
 
 EVAL_TOKENS = 16384  # a batch of evaluation
@@ -84,9 +85,11 @@ def loss_of(ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh) -> step
 
 def evaluate(
     ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, eval_fn: Callable[..., Any], params: Any
-) -> list[dict[str, Any]]:
-    """Rows of every evaluation set of a dataset, batched through the training forward; none but on process 0."""
-    rows = []
+) -> Iterator[dict[str, Any] | None]:
+    """Rows of every evaluation set of a dataset, batched through the training forward, and None after each batch.
+
+    Rows come on process 0 only.
+    """
     shards = rules.row_shards(mesh)
     per_batch = max(shards, EVAL_TOKENS // run.data.window // shards * shards)
     sharding, first = rules.batch_sharding(run.strategy, mesh), distributed.is_first()
@@ -99,11 +102,11 @@ def evaluate(
             nll.append(out["nll"][:valid])
             hit.append(out["hit"][:valid])
             batches.append({k: v[:valid] for k, v in batch.items()})
+            yield None
         if not first:
             continue
         joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-        rows += probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
-    return rows
+        yield from probes.measure(entry, joined, np.concatenate(nll), np.concatenate(hit), ds, run.model)
 
 
 def _initial(run: RunConfig, mesh: jax.sharding.Mesh, study: Path) -> step.TrainState:
@@ -188,14 +191,17 @@ def train_run(
 ) -> Result:
     """Trains (or continues, or finds finished) one run of a study in `study/<run.name>`.
 
+    `started` is the `time.monotonic()` at which the process began, now where absent.
+
     Raises:
       UserError: see `loop.fit`, `loader.open_dataset`, and a fork whose trunk is not there.
     """
-    started = started or time.time()
     folder = study / run.name
     distributed.on_first(lambda: refuse_other(run, folder))
+    cache = compile_cache.enable()
     mesh = mesh_of(run)
-    with jax.set_mesh(mesh):
+    clock = Clock(folder, started, write=distributed.is_first() and not (folder / DONE).exists())
+    with clock, jax.set_mesh(mesh):
         distributed.on_first(lambda: _describe(run, folder, jax.devices()[0].platform == "cpu"))
         ds = loader.open_dataset(run.data.folder)
         loss = loss_of(ds, run, mesh)
@@ -206,7 +212,8 @@ def train_run(
             steps=run.steps, tokens_per_step=run.tokens_per_step, flops_per_step=per_token * run.tokens_per_step,
             peak_flops=chip.peak_flops * mesh.size if chip else None, start=run.start_step, log_every=run.log_every,
             eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
-            keep_every=run.keep_every or None, keep_steps=run.keep_steps, profile=run.profile, tensorboard=run.tensorboard,
+            keep_every=run.keep_every or None, batch_timeout=run.batch_timeout, keep_steps=run.keep_steps,
+            profile=run.profile, tensorboard=run.tensorboard,
         )  # fmt: skip
         result = fit(
             state=_initial(run, mesh, study),
@@ -216,32 +223,43 @@ def train_run(
             loop=loop,
             folder=folder,
             identity={"fingerprint": fingerprint(run), "config": science(run)},
-            eval_fn=lambda state, _: [
-                {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
-            ],
+            eval_fn=lambda state, _: (
+                row and {"budget": run.budget} | row for row in evaluate(ds, run, mesh, eval_step, state.params)
+            ),
             resume=resume,
-            progress=progress,
-            started=started,
+            progress=functools.partial(_tell, progress, cache),
+            clock=clock,
         )
     if distributed.is_first():
-        _write_status(folder, result, time.time() - started)
+        _write_status(folder, result)
     return result
 
 
-def _write_status(folder: Path, result: Result, seconds: float) -> None:
-    """status.json: how the run ended and what it took; times of several starts add up."""
+def _tell(
+    progress: Callable[[dict[str, Any]], None] | None, cache: compile_cache.CompileCache | None, row: dict[str, Any]
+) -> None:
+    if cache is not None:
+        cache.publish()  # as soon as there is something: the process may be killed at any time
+    if progress is not None:
+        progress(row)
+
+
+def _write_status(folder: Path, result: Result) -> None:
+    """status.json: how the run ended and what it took; times of several attempts add up."""
     path = folder / "status.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     if old.get("status") == "done":
         return
+    goodput = account(folder) or {"wall_s": None}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     status = {
         "status": result.status,
         "step": result.step,
-        "seconds": round(seconds + old.get("seconds", 0), 2),
+        "seconds": goodput["wall_s"],
         "compile_s": result.compile_s if result.compile_s is not None else old.get("compile_s"),
         "first_step_s": result.first_step_s if result.first_step_s is not None else old.get("first_step_s"),
         "peak_bytes": max(peak, old.get("peak_bytes", 0)),
+        "goodput": goodput,
     }
     path.write_text(json.dumps(status, indent=1) + "\n")
 
@@ -251,7 +269,7 @@ def main(arguments: list[str]) -> int:
     end_with_parent()  # no worker trains on unseen
     study, names = Path(arguments[0]), arguments[1:]
     table = {r["name"]: r for r in json.loads((study / "study.json").read_text())["runs"]}
-    started = float(os.environ.get("PHI3_JAX_STARTED", time.time()))
+    started = float(os.environ.get("PHI3_JAX_STARTED", time.monotonic()))
     if hasattr(os, "sched_setaffinity") and (cores := os.environ.get("PHI3_JAX_CORES")):
         os.sched_setaffinity(0, map(int, cores.split(",")))  # before jax makes its thread pool
 
@@ -271,7 +289,7 @@ def main(arguments: list[str]) -> int:
         say(run=name, status=result.status, skipped_checkpoints=list(result.skipped_checkpoints))
         if result.status != "done":
             return 0
-        started = time.time()
+        started = time.monotonic()
     return 0
 
 
