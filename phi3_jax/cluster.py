@@ -124,7 +124,7 @@ def run(module: str, arguments: Sequence[str], usage: str) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if job:
+    if job and arguments and arguments[0] not in ("-h", "--help"):
         return supervise(job, [sys.executable, "-m", module, *arguments])
     return importlib.import_module(module).main(arguments, usage)
 
