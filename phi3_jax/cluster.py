@@ -1,13 +1,14 @@
 """Which of several processes this one is, by its environment, and a parent that says in one line why it died.
 
 jax's coordination client, in C++, ends a process whose coordinator or peer is gone with an abort and a stack trace, and
-no Python of that process runs any more. So where there are several processes, the command is run in a child
-(`supervise`), and its parent translates. Nothing here imports jax.
+no Python of that process runs any more. So where there are several processes, `run` puts the command into a child, and
+the parent translates. Nothing here imports jax.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import re
 import signal
@@ -25,7 +26,6 @@ BY_HAND = ("PHI3_JAX_COORDINATOR", "PHI3_JAX_PROCESSES", "PHI3_JAX_PROCESS_ID")
 START_TIMEOUT = "PHI3_JAX_START_TIMEOUT"
 START_SECONDS = 300  # clusters start slowly; jax's own default
 HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead; a long step or compilation is not silent
-CHILD = "PHI3_JAX_CHILD"
 STOPPED = 75  # exit status of a --run that a signal stopped and saved: EX_TEMPFAIL of sysexits.h, "try again"
 AGAIN = "start the same command on every process again: it goes on from the last checkpoint"
 
@@ -117,18 +117,23 @@ def _tpu_vm_hosts(environment: Mapping[str, str]) -> int:
 # ------------------------------------------------------------------------------------------------ parent
 
 
-def is_child() -> bool:
-    """Whether this process has a parent in `supervise`."""
-    return CHILD in os.environ
+def run(module: str, arguments: Sequence[str], usage: str) -> int:
+    """Runs `main(arguments, usage)` of a module, in a child where this is one of several processes; its exit status."""
+    try:
+        job = cluster()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if job and arguments and arguments[0] not in ("-h", "--help"):
+        return supervise(job, [sys.executable, "-m", module, *arguments])
+    return importlib.import_module(module).main(arguments, usage)
 
 
-def supervise(job: Cluster, arguments: Sequence[str]) -> int:
-    """Runs the command in a child, hands signals on, and returns its exit status, or 1 with a line on why it died."""
+def supervise(job: Cluster, command: Sequence[str]) -> int:
+    """Runs a command, hands signals on, and returns its exit status, or that of `explain` with a line on why it died."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "phi3_jax.launcher", *arguments],
-        stderr=subprocess.PIPE, text=True, errors="replace", env=os.environ | {CHILD: "1"}, start_new_session=True,
-        preexec_fn=end_with_parent,
-    )  # fmt: skip
+        command, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True, preexec_fn=end_with_parent
+    )
     hand_on = lambda number, _: child.send_signal(number)  # noqa: E731
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     hidden: list[str] = []

@@ -20,9 +20,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from phi3_jax import cluster, distributed
+from phi3_jax import distributed
 from phi3_jax import study as studies
-from phi3_jax.cluster import STOPPED
+from phi3_jax.cluster import STOPPED, cluster
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
@@ -150,10 +150,8 @@ def main(arguments: Sequence[str], usage: str = "") -> int:
         print(usage)
         return 0
     try:
-        command, job = parse(arguments), cluster.cluster()
-        if job and not cluster.is_child():
-            return cluster.supervise(job, arguments)
-        if job:
+        command = parse(arguments)
+        if job := cluster():
             distributed.start(job)
         status = launch(command, shlex.join(["python", "launch/run.py", *arguments]))
     except Exception as error:
