@@ -9,6 +9,8 @@ strategy, mesh, remat and microbatch for these devices. Needs no accelerator and
                          2xv5p:4x4x4 (two slices), h200:8, h100:4x8 (nodes x GPUs), cpu:8
 --config.a.b=VALUE       overrides one field of it
 --json                   one JSON object instead of the page
+--compile                also compiles the training step for the topology (TPU; extra [tpu]; minutes) and prints what the
+                         compiler says beside the plan
 """
 
 from __future__ import annotations

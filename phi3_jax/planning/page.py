@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from phi3_jax.planning.memory import LANES, SHARE, limit, short_count
+from phi3_jax.planning.memory import LANES, SHARE, limit, predict, short_count, temp_bytes
 from phi3_jax.planning.roofline import padded_head
 from phi3_jax.planning.search import Candidate, words
 from phi3_jax.scaling.flops import train_flops_per_token
 
 if TYPE_CHECKING:
+    from phi3_jax.planning.aot import Compiled
     from phi3_jax.planning.plan import Plan
 
 GIB = 2**30
@@ -29,6 +30,34 @@ _ABOUT = {
 def text(found: Sequence[Plan]) -> str:
     """The plans, one after the other."""
     return "\n\n".join(_plan(plan) for plan in found)
+
+
+def compiled(one: Compiled) -> str:
+    """What the TPU compiler says of a step, beside the plan."""
+    setup, mine = one.setup, one.roofline()
+    plan = predict(setup)
+    sizes = [("GiB a device", "compiler", "plan")]
+    for name, got, planned in (
+        ("arguments", one.argument, plan.argument_bytes),
+        ("temporaries", one.temporary, temp_bytes(setup)),
+        ("peak", one.peak, plan.total),
+    ):
+        sizes.append((name, f"{got / GIB:.2f}", f"{planned / GIB:.2f}"))
+    rows = [("how", "over", "link", "GB", "s", "while computing")]
+    for c in mine.moved:
+        overlap = "yes" if c.overlaps else "no"
+        rows.append((c.op, ", ".join(c.axes), c.link, f"{c.bytes / 1e9:.2f}", f"{c.seconds:.3f}", overlap))
+    verdict = "fits" if one.fits else "DOES NOT FIT"
+    return "\n".join(
+        [
+            f"{setup.model.name} on {setup.topology.text}, compiled in {one.seconds:.0f} s: {verdict}",
+            *_table(sizes, "<>>"),
+            f"sent by a device in a step, as compiled: {one.at_once:.0%} of the bytes beside other work",
+            *_table(rows, "<<<>><"),
+            f"step at least {mine.step:.3f} s, MFU at most {mine.mfu:.1%}, bound by {mine.bound_by}; "
+            f"tensors gathered whole for want of a better way: {len(one.rematerialised)}",
+        ]
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:

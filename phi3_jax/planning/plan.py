@@ -22,7 +22,8 @@ from phi3_jax.planning.setup import Setup, row_ways
 from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding.rules import degrees
 
-OPTIONS = ("--config", "--json")
+FLAGS = ("--json", "--compile")
+OPTIONS = ("--config", *FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +196,23 @@ def main(arguments: Sequence[str], usage: str = "") -> int:
             key = argument.partition("=")[0]
             if key.startswith("--") and key not in OPTIONS and not key.startswith("--config."):
                 raise UserError(f"unknown option {key!r}{nearest(key, OPTIONS)}")
-        found = plans(parse([a for a in arguments if a != "--json"]).config)
+        found = plans(parse([a for a in arguments if a not in FLAGS]).config)
+        programs = _compile(found) if "--compile" in arguments else []
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(record(found)) if "--json" in arguments else page.text(found))
+    if "--json" in arguments:
+        tree = record(found)
+        if programs:
+            tree["compiled"] = [program.record() for program in programs]
+        print(json.dumps(tree))
+    else:
+        print("\n\n".join([page.text(found), *map(page.compiled, programs)]))
     return 0
+
+
+def _compile(found: Sequence[Plan]) -> list[Any]:
+    from phi3_jax.planning import aot
+
+    aot.devices(found[0].configured.setup.topology)  # errors before minutes of compiling
+    return [aot.compile_step(plan.configured.setup) for plan in found]

@@ -1,0 +1,147 @@
+"""The TPU and GPU kernels' masks against the reference, interpreted or by XLA; and which kernel serves what."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from phi3_jax import UserError
+from phi3_jax.configs import BlockSparse
+from phi3_jax.models.attention import Problem, attend, choose, reference
+from phi3_jax.models.kernels import cudnn, splash
+from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
+
+TIME, KV, QUERIES = 256, 2, 2
+SEGMENTS = jnp.asarray(np.repeat([[1, 2, 3], [1, 1, 2]], [100, 60, 96], axis=1), jnp.int32)
+PATTERN = BlockSparse(16, 3, 5, per_document=False)
+MASKS = {
+    "causal": Mask(),
+    "window": Mask(window=50),
+    "documents": Mask(segments=SEGMENTS),
+    "window and documents": Mask(window=50, segments=SEGMENTS),
+    "block pattern": Mask(blocksparse=PATTERN),
+    "block pattern and documents": Mask(blocksparse=PATTERN, segments=SEGMENTS),
+}
+
+
+def inputs(time: int = TIME, head_dim: int = 32) -> tuple[jax.Array, ...]:
+    random = np.random.default_rng(0)
+    shapes = (2, time, KV, QUERIES, head_dim), (2, time, KV, head_dim), (2, time, KV, head_dim)
+    return tuple(jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
+
+
+def run_splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    return splash.attend(q, k, v, mask, 0.2, ORIGIN, splash.prepare(mask, q.shape, 1, 1, interpret=True))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_splash_is_the_reference(name: str) -> None:
+    q, k, v = inputs()
+    np.testing.assert_allclose(run_splash(q, k, v, MASKS[name]), reference(q, k, v, MASKS[name], 0.2), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["window and documents", "block pattern"])
+def test_splash_gradients_are_the_references(name: str) -> None:
+    mask, args = MASKS[name], inputs()
+    loss = lambda fn: lambda *x: jnp.sum(jnp.sin(fn(*x, mask)))  # noqa: E731
+    got = jax.grad(loss(run_splash), argnums=(0, 1, 2))(*args)
+    want = jax.grad(loss(lambda q, k, v, m: reference(q, k, v, m, 0.2)), argnums=(0, 1, 2))(*args)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_splash_tells_masks_apart() -> None:
+    q, k, v = inputs()
+    outs = [np.asarray(run_splash(q, k, v, mask)) for mask in MASKS.values()]
+    for i, a in enumerate(outs):
+        for b in outs[i + 1 :]:
+            assert np.abs(a - b).max() > 1e-2
+
+
+@pytest.mark.parametrize("heads", [4, 12])
+def test_splash_tiles_of_the_block_pattern(heads: int) -> None:
+    """Tile by tile, what `masks.seen` says of the whole, for heads beyond the stride too."""
+    mask = Mask(blocksparse=PATTERN)
+    every = slice(0, TIME)
+    whole = np.asarray(seen(mask, every, every, (1, heads)))[0]
+    for head, tiles in enumerate(splash._head_masks(mask, TIME, heads)):
+        for row in (slice(0, 128), slice(128, 256)):
+            for key in (slice(0, 128), slice(128, 256)):
+                np.testing.assert_array_equal(tiles[row, key], whole[head, row, key])
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "documents", "window and documents"])
+def test_cudnns_arguments_mean_the_reference(name: str) -> None:
+    q, k, v = inputs()
+    got = cudnn.attend(q, k, v, MASKS[name], 0.2, ORIGIN, backend="xla")
+    np.testing.assert_allclose(got, reference(q, k, v, MASKS[name], 0.2), atol=2e-5)
+
+
+@pytest.mark.parametrize("row", [0, 96])
+def test_a_part_of_the_queries_sees_what_it_sees_in_the_whole(row: int) -> None:
+    """As under context parallelism: queries from `row` on, all keys."""
+    q, k, v = inputs()
+    for mask in (*MASKS.values(), Mask(blocksparse=BlockSparse(16, 3, 5), segments=SEGMENTS, positions=SEGMENTS * 7)):
+        whole = reference(q, k, v, mask, 0.2)
+        part = q[:, row : row + 64]
+        for fn in (reference, _chunked):
+            got = fn(part, k, v, mask, 0.2, Origin(row=jnp.int32(row)))
+            np.testing.assert_allclose(got, whole[:, row : row + 64], atol=2e-5)
+
+
+def _chunked(*args: object) -> jax.Array:
+    from phi3_jax.models.kernels import chunked
+
+    return chunked.attend(*args)
+
+
+# ------------------------------------------------------------------------------------------------ who serves
+
+
+def problem(platform: str, mask: Mask = MASKS["causal"], **changes: object) -> Problem:
+    return dataclasses.replace(Problem(platform, TIME, 96, jnp.dtype("bfloat16"), mask, False, False), **changes)
+
+
+def test_auto_takes_each_platforms_fast_kernel() -> None:
+    sparse = MASKS["block pattern"]
+    assert choose("auto", problem("tpu")) == choose("auto", problem("tpu", sparse)) == "splash"
+    assert choose("auto", problem("gpu")) == "cudnn"
+    assert choose("auto", problem("gpu", sparse)) == choose("auto", problem("cpu", sparse)) == "blocksparse"
+    assert choose("auto", problem("cpu")) == "chunked"
+
+
+def test_auto_falls_back_and_says_so_once(capsys: pytest.CaptureFixture) -> None:
+    odd = problem("tpu", time=200)
+    assert choose("auto", odd) == choose("auto", odd) == "chunked"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "'splash' cannot serve: time=200 is no multiple of 128" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "words"),
+    [
+        ("splash", problem("cpu"), "runs on TPU, not on cpu"),
+        ("splash", problem("tpu", head_dim=20), "head_dim=20"),
+        ("splash", problem("tpu", Mask(blocksparse=PATTERN, positions=SEGMENTS)), "row's start"),
+        ("cudnn", problem("tpu"), "runs on GPU"),
+        ("cudnn", problem("gpu", dtype=jnp.dtype("float32")), "float32; it computes in bfloat16"),
+        ("cudnn", problem("gpu", head_dim=136), "head_dim=136"),
+        ("cudnn", problem("gpu", MASKS["block pattern"]), "no block pattern"),
+        ("cudnn", problem("gpu", splits_time=True), "part of the keys' times"),
+        ("cudnn", problem("gpu", MASKS["documents"], time=16384), "packed rows"),
+        ("blocksparse", problem("cpu", MASKS["block pattern"], splits_heads=True), "split over devices"),
+    ],
+)
+def test_a_kernel_that_cannot_serve_says_why(name: str, asked: Problem, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose(name, asked)
+
+
+def test_an_unknown_kernel_is_named() -> None:
+    q, k, v = inputs()
+    with pytest.raises(UserError, match="unknown attention 'splosh'.*did you mean 'splash'"):
+        attend(q, k, v, Mask(), 1.0, "splosh")
