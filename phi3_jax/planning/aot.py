@@ -133,7 +133,8 @@ def devices(topology: Topology) -> list[Any]:
 
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.dims))}"
     slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices)
+    with _stderr():  # libtpu's remarks on the host it is not on
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices)
 
 
 def run_of(setup: Setup) -> RunConfig:

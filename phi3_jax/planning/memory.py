@@ -199,8 +199,8 @@ def work_bytes(setup: Setup) -> float:
     streams = 2 * values["residual"]  # the layer's input, and the gradient that comes in
     mlp = again.get("mlp_norm", 0.0) + values["gate_up"] + again.get("gate_up", 0.0)
     attention = 2 * _kernel_values(setup)
-    rest = (setup.period - 1) * sum(again.values())
-    return (streams + before + rest + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)
+    # Of the other layers made again with it, XLA's schedule holds no array of the MLP's width.
+    return (streams + setup.period * before + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)
 
 
 def _padded_head(setup: Setup) -> float:
