@@ -62,7 +62,11 @@ def test_the_object(capsys: pytest.CaptureFixture) -> None:
 def test_a_sweep_is_three_runs(capsys: pytest.CaptureFixture) -> None:
     got = answer(capsys, "sweep,topology=v6e:16x16")
     assert [run["model"] for run in got["runs"]] == ["phi-3-mini-4k", "phi-3-small-8k", "phi-3-medium-4k"]
-    assert [run["window"] for run in got["runs"]] == [4096, 4096, 4096]  # one data set, in windows that every member takes
+    assert [run["window"] for run in got["runs"]] == [
+        4096,
+        4096,
+        4096,
+    ]  # one data set, in windows that every member takes
     hours = [run["proposal"]["chip_hours"] for run in got["runs"]]
     assert hours == sorted(hours)  # at matched tokens
     assert plan("sweep,topology=v6e:16x16") == 0
