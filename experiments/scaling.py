@@ -34,8 +34,9 @@ nearest published recipe of these shapes.
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
+from phi3_jax.experiment import apply, base_config
 from phi3_jax.family import LADDERS, MEMBERS, SCALES
 from phi3_jax.sharding.rules import STRATEGIES
 from phi3_jax.study import parse_arguments
@@ -57,81 +58,9 @@ WORDS = {
 def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, TARGETS, WORDS)
-    sweep = target == "sweep"
-    unset = config_dict.placeholder  # None unless overridden: the recipe of the scale decides
-    config = ConfigDict(
-        dict(
-            name="",  # of the study's folder; default: made of the words above
-            sizes=MEMBERS if sweep else (target,),
-            scale="auto",
-            ladder="clean" if sweep else "family",
-            tokens="matched",
-            budgets=(),
-            budget_shares=(0.25, 0.5, 1.0) if sweep else (1.0,),
-            seed=0,
-            seeds=1,
-            topology="",  # planned for, for example v5p:4x4x8
-            context="",  # of the full models: "" (4k/8k/4k) or "128k"
-            data=dict(
-                source="",
-                tokenizer="bytes",
-                window=unset(int),
-                text_field="text",
-                facts=unset(int),  # facts in the corpus; default 4,500 at pico
-                universe=unset(int),  # facts the benchmark asks for; default 9,000 at pico
-                frequency="uniform",
-                value_bits=8,
-                seed=0,
-            ),
-            optim=dict(
-                peak_lr=unset(float),
-                b1=unset(float),
-                b2=unset(float),
-                eps=unset(float),
-                weight_decay=unset(float),
-                clip=unset(float),
-                schedule=unset(str),
-                warmup=unset(float),
-                decay=unset(float),
-                final_lr=unset(float),
-                z_loss=unset(float),
-                spike_factor=unset(float),
-            ),
-            train=dict(
-                batch_tokens=unset(int),
-                accumulation=1,
-                dtype=unset(str),
-                remat=unset(str),
-                strategy="auto",
-                context=1,  # devices that share a window (fsdp_cp)
-                tensor=1,  # devices that share a layer's heads and mlp (fsdp_tp)
-                attention="auto",  # kernel: auto, chunked, blocksparse, splash, cudnn, reference
-                slices=0,  # groups of devices joined by a slow network; 0: what the topology says
-                log_every=20,
-                eval_points=4,
-                checkpoint_every=unset(int),
-                keep_latest=2,
-                keep_every=0,
-                batch_timeout=600.0,  # seconds until a batch that does not come ends the run
-                tensorboard=False,
-                profile_start=0,
-                profile_steps=0,
-            ),
-            cluster=dict(  # for launch/submit.py
-                image="",  # container with this repository as its working directory (gke, tpu-vm)
-                volume="",  # where studies are kept: a ReadWriteMany claim (gke), an NFS share HOST:/PATH (tpu-vm)
-                project="",  # tpu-vm
-                zone="",  # tpu-vm
-                queue="",  # Slurm partition, or Kueue's local queue (xpk: multislice-queue)
-                options="",  # more options of sbatch or of gcloud's create; node labels KEY=VALUE on gke
-            ),
-        )
-    )
-    renamed = {"data": ("data", "source"), "strategy": ("train", "strategy")}
-    for key, value in words.items():
-        node = config
-        *path, last = renamed.get(key, (key,))
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return config
+    config = base_config()
+    if target != "sweep":
+        config.update(sizes=(target,), ladder="family")
+    else:
+        config.budget_shares = (0.25, 0.5, 1.0)
+    return apply(config, words, {"data": "data.source", "strategy": "train.strategy"})

@@ -217,7 +217,7 @@ class ModelConfig:
         """What a figure or file must call this model."""
         if not self.is_proxy:
             return "phi-3.5-MoE" if self.experts else f"phi-3-{self.member}"
-        kind = "clean ladder" if self.ladder == "clean" else "family shape"
+        kind = "family shape" if self.ladder == "family" else f"{self.ladder} ladder"
         return f"phi-3-{self.member} proxy ({self.scale}, {kind})"
 
 
@@ -303,6 +303,7 @@ class RunConfig:
     accumulation: int = 1
     dtype: str = "float32"
     # below: where and how it runs; not part of the fingerprint
+    arm: str = ""  # of a study that compares corpora or recipes; what it is shows in the fields above
     strategy: str = "dp"
     context_parallel: int = 1  # devices that share a sequence (fsdp_cp)
     tensor_parallel: int = 1  # devices that share a layer's heads and mlp (fsdp_tp)
@@ -338,7 +339,7 @@ class RunConfig:
 
 
 _NOT_SCIENCE = {
-    "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every", "eval_points",
+    "arm", "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every", "eval_points",
     "checkpoint_every", "keep_latest", "keep_every", "batch_timeout", "tensorboard", "profile", "folder", "keep_steps",
     "name", "parent",
 }  # fmt: skip

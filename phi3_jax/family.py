@@ -16,7 +16,7 @@ from phi3_jax.errors import UserError, nearest
 
 MEMBERS = ("mini", "small", "medium")
 SCALES = ("pico", "nano", "micro")
-LADDERS = ("clean", "family")
+LADDERS = ("clean", "family", "width")
 # Tokens each member was trained on (model cards; mini: the April 2024 release, the report's mini column).
 PUBLISHED_TOKENS = {"mini": 3.3e12, "small": 4.8e12, "medium": 4.8e12}
 MATCHED_TOKENS = 4.8e12
@@ -27,6 +27,8 @@ _K = {"pico": 16, "nano": 32, "micro": 64}
 _DEPTH = {"pico": 1, "nano": 1, "micro": 2}
 # Further clean sizes for fits: width in k, layers (before the depth factor of the scale).
 _BETWEEN = {"below": (2.0, 4), "mini-small": (3.5, 4), "small-medium": (4.5, 5), "above": (6.0, 5)}
+# One depth, one mlp ratio and whole heads of 16: size is width alone. Widths in k.
+_WIDTHS = {"below": 2, "mini": 3, "small": 4, "small-medium": 5, "medium": 6, "above": 7}
 SIZES = ("below", "mini", "mini-small", "small", "small-medium", "medium", "above")
 # What a proxy's full budget stands for: 4.8T tokens of the released models (about 10 to 40 tokens a parameter).
 REFERENCE_TOKENS = {"pico": 4_000_000, "nano": 16_000_000, "micro": 128_000_000}
@@ -105,16 +107,19 @@ def _proxy_mup(scale: str) -> Mup:
     return Mup(base_embed=48, base_layers=4 * _DEPTH[scale], base_head_dim=16)
 
 
-def _clean(size: str, scale: str, vocab: int, context: int) -> ModelConfig:
+def _clean(size: str, scale: str, ladder: str, vocab: int, context: int) -> ModelConfig:
     k = _K[scale]
-    width, layers = _BETWEEN.get(size) or {"mini": (3, 4), "small": (4, 4), "medium": (5, 5)}[size]
+    if ladder == "width":
+        width, layers = _WIDTHS[size], 4
+    else:
+        width, layers = _BETWEEN.get(size) or {"mini": (3, 4), "small": (4, 4), "medium": (5, 5)}[size]
     embed = int(width * k)
     head_dim = 16 if embed % 16 == 0 else 8
     heads = embed // head_dim
     return ModelConfig(
-        name=f"{size}-clean-{scale}", member=size, scale=scale, ladder="clean", vocab=vocab, embed=embed,
+        name=f"{size}-{ladder}-{scale}", member=size, scale=scale, ladder=ladder, vocab=vocab, embed=embed,
         layers=layers * _DEPTH[scale], heads=heads, kv_heads=heads, head_dim=head_dim,
-        mlp=embed * 8 // 3 if size == "mini" else 3 * embed, context=context, mup=_proxy_mup(scale),
+        mlp=embed * 8 // 3 if size == "mini" and ladder == "clean" else 3 * embed, context=context, mup=_proxy_mup(scale),
     )  # fmt: skip
 
 
@@ -146,8 +151,9 @@ def proxy(
     Args:
       size: "mini", "small", "medium", or on the clean ladder also "below", "mini-small", "small-medium", "above".
       scale: "pico" (k=16), "nano" (k=32) or "micro" (k=64): widths 3k/4k/5k, depths 4:4:5 (doubled at micro).
-      ladder: "clean" (one recipe for all sizes: RMSNorm, SwiGLU, full multi-head attention) or "family" (each
-        keeps its member's own architecture: grouped-query heads, phi-3-small's norm, activation and sparsity).
+      ladder: "clean" (one recipe for all sizes: RMSNorm, SwiGLU, full multi-head attention), "family" (each
+        keeps its member's own architecture: grouped-query heads, phi-3-small's norm, activation and sparsity), or
+        "width" (clean, and widths 2k to 7k at one depth and one mlp ratio, so that nothing but the width differs).
       vocab: entries of the embedding table, given by the data.
       context: longest input in tokens.
 
@@ -160,8 +166,10 @@ def proxy(
         raise UserError(f"unknown ladder {ladder!r}{nearest(ladder, LADDERS)}")
     if size not in SIZES:
         raise UserError(f"unknown size {size!r}{nearest(size, SIZES)}")
-    if ladder == "clean":
-        return _clean(size, scale, vocab, context)
+    if ladder == "width" and size not in _WIDTHS:
+        raise UserError(f"size {size!r} is not on the width ladder; its sizes are {', '.join(_WIDTHS)}")
+    if ladder != "family":
+        return _clean(size, scale, ladder, vocab, context)
     if size not in MEMBERS:
         raise UserError(f"size {size!r} exists on the clean ladder only; with ladder=family use {', '.join(MEMBERS)}")
     return _family(size, scale, vocab, context)

@@ -177,9 +177,8 @@ def launch(command: Command, line: str) -> int:
     folder = command.workdir or Path("runs") / study_name(config, scale)
     _agree_on(command, folder)
     distributed.on_first(lambda: _make(folder))
-    largest = max(max(studies.budgets_of(config, scale, size)) for size in config.sizes)
-    manifest = _export(studies.data_arguments(config, scale, largest), folder / "data")
-    runs = studies.plan_runs(config, scale, manifest, folder / "data", device[1])
+    data = _export_all(config, scale, folder)
+    runs = studies.plan_study(config, scale, data, folder, device[1])
     chosen = studies.select_runs(command.runs, studies.asked_runs(config, scale), runs) if command.runs else runs
     distributed.agree("runs", {run.name: dataclasses.asdict(run) for run in runs})
     distributed.on_first(lambda: _refuse_others(chosen, folder))
@@ -189,8 +188,8 @@ def launch(command: Command, line: str) -> int:
         "title": f"{'Phi-3' if scale == 'full' else f'{scale} proxies of Phi-3'}: {', '.join(config.sizes)}",
         "full": [*lines, why],
         "design": {
-            "scale": scale, "ladder": config.ladder, "data": manifest["generator"], "config": config.to_dict(),
-            "devices": device[1],
+            "scale": scale, "ladder": config.ladder, "data": {str(k): m["generator"] for k, m in data.items()},
+            "config": config.to_dict(), "devices": device[1],
         },
         "runs": [dataclasses.asdict(run) for run in runs],
     }  # fmt: skip
@@ -229,6 +228,18 @@ def _agree_on(command: Command, folder: Path) -> None:
         "--run": command.runs,
     }
     distributed.agree("configs", same | {"packages": packages()})
+
+
+def _export_all(config: ConfigDict, scale: str, folder: Path) -> dict[Path, dict[str, Any]]:
+    """The manifests of a study's data, one for each place in it that its arms name."""
+    arguments: dict[Path, tuple[Any, int]] = {}
+    for arm in studies.arms(config, scale):
+        largest = max(max(studies.budgets_of(arm.config, scale, size)) for size in arm.config.sizes)
+        arguments[arm.data] = arm.config, max(largest, arguments.get(arm.data, (None, 0))[1])
+    return {
+        place: _export(studies.data_arguments(one, scale, largest), folder / place)
+        for place, (one, largest) in arguments.items()
+    }
 
 
 def _export(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -179,6 +179,71 @@ def choose_scale(config: Any, full: Sequence[FullRun], device: tuple[str, int, f
     )
 
 
+# ------------------------------------------------------------------------------------------------ arms
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One seed of one arm: a plain study of its own, of one budget, with its own data."""
+
+    name: str  # "" for a study without arms
+    data: Path  # folder of its data within the study's
+    config: Any
+
+
+def arms(config: Any, scale: str) -> list[Arm]:
+    """A study as plain studies: itself, or where `config.arms` says so one a seed and arm, seeds outermost.
+
+    An arm is {facts, knowledge, reasoning, text}: facts in the corpus and tokens of each domain, absolute numbers at
+    pico scale (more by `K_FACTS` at others), and where it differs from the study also {sizes, seeds, ladder,
+    value_bits, frequency, peak_lr, budgets}; `seeds` is how many of the study's seeds it takes part in, `budgets` gives
+    sizes other token counts than the sum. Every seed has a universe of facts and reasoning items of its own. All counts
+    are multiplied by `config.size_factor`. Arms that differ in the training alone share their data.
+    """
+    if not config.get("arms"):
+        return [Arm("", Path("data"), config)]
+    from ml_collections import ConfigDict
+
+    factor = K_FACTS.get(scale, 32) * config.size_factor
+    found, folders = [], {}
+    for i in range(config.seeds):
+        for name, arm in config.arms.items():
+            if i >= arm.get("seeds", config.seeds):
+                continue
+            one = ConfigDict(config.to_dict())
+            counts = {key: arm.get(key, 0) * factor for key in ("facts", "knowledge", "reasoning", "text")}
+            total = counts["knowledge"] + counts["reasoning"] + counts["text"]
+            one.arms, one.seed, one.seeds = {}, config.seed + i, 1
+            for key in ("sizes", "ladder"):
+                one[key] = arm.get(key, config[key])
+            one.data.update(
+                source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
+                share=counts["knowledge"] / total, text_share=counts["text"] / total, seed=one.seed,
+                value_bits=arm.get("value_bits", one.data.value_bits), frequency=arm.get("frequency", one.data.frequency),
+            )  # fmt: skip
+            if arm.get("peak_lr"):
+                one.optim.peak_lr = arm.peak_lr
+            one.budgets = (round(total),)
+            key = json.dumps(one.data.to_dict(), sort_keys=True) + str(total)
+            folder = folders.setdefault(key, Path("data") / f"{name}-s{one.seed}")
+            special = arm.get("budgets", {})
+            for budget in sorted({special.get(size, 0) for size in one.sizes}):
+                part = ConfigDict(one.to_dict())
+                part.sizes = tuple(size for size in one.sizes if special.get(size, 0) == budget)
+                part.budgets = (round(budget * factor),) if budget else one.budgets
+                found.append(Arm(name, folder, part))
+    return found
+
+
+def plan_study(config: Any, scale: str, manifests: Mapping[Path, Any], folder: Path, devices: int) -> list[RunConfig]:
+    """All runs of a study in `folder`; `manifests` are those of its arms' data, by `Arm.data`."""
+    runs = []
+    for arm in arms(config, scale):
+        data = manifests[arm.data]
+        runs += plan_runs(arm.config, scale, data, folder / arm.data, devices, arm.name)
+    return runs
+
+
 # ------------------------------------------------------------------------------------------------ data
 
 
@@ -189,12 +254,13 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
     if source == "facts":
         unit = K_FACTS.get(scale, 32)
         universe = data.universe or 9000 * unit
-        facts = data.facts or universe // 2
+        facts = universe // 2 if data.facts is None else data.facts
         # 65,536 names fit the pool of 256 ids; larger ladders draw names from 1,024.
         pool = 256 if universe <= 256**2 else 1024
+        shares = {key: data[key] for key in ("share", "text_share") if data.get(key) is not None}
         return dict(
             data="facts", facts=facts, universe=universe, frequency=data.frequency, value_bits=data.value_bits,
-            pool=pool, seed=data.seed, tokens=largest,
+            pool=pool, seed=data.seed, tokens=largest, **shares,
         )  # fmt: skip
     short = {"pico": 256, "nano": 256, "micro": 1024}
     window = data.window or short.get(scale) or full_window(config)
@@ -263,8 +329,10 @@ def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices
     return max(unit, -(-windows // unit) * unit)
 
 
-def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path, devices: int) -> list[RunConfig]:
-    """All runs of a study, trunks before their forks.
+def plan_runs(
+    config: Any, scale: str, manifest: Mapping[str, Any], folder: Path, devices: int, arm: str = ""
+) -> list[RunConfig]:
+    """All runs of a study without arms, or of one arm; trunks before their forks.
 
     With WSD, the largest budget is the trunk, and every smaller one a fork that leaves it where its own decay starts.
     With cosine every budget is a run of its own.
@@ -289,9 +357,9 @@ def plan_runs(config: Any, scale: str, manifest: Mapping[str, Any], folder: Path
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
                 )
             steps = [b // per_step for b in budgets]
-            stem = f"{model.member}-{model.scale}-{model.ladder}-s{seed}"
+            stem = f"{arm}-{model.member}-s{seed}" if arm else f"{model.member}-{model.scale}-{model.ladder}-s{seed}"
             shared = dict(
-                model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,
+                arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,
                 dtype=train.dtype or ("bfloat16" if full else "float32"), remat=train.remat or ("full" if full else "none"),
                 strategy=strategy_of(config, train.slices) if full or train.strategy != "auto" else "dp",
                 context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,
@@ -376,15 +444,16 @@ def plan_of(run: RunConfig, on_cpu: bool) -> dict[str, Any]:
 
 
 def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Runs that must follow one another (a trunk and its forks), the costliest group first."""
+    """Runs that must follow one another (a trunk and its forks): seed by seed, the costliest group first."""
     by_root: dict[str, list[RunConfig]] = {}
     for run in runs:
         by_root.setdefault(run.parent or run.name, []).append(run)
 
-    def cost(group: list[RunConfig]) -> float:
-        return sum((r.steps - r.start_step) * r.tokens_per_step * (r.model.matrix_params + 1e5) for r in group)
+    def key(group: list[RunConfig]) -> tuple[int, float]:
+        cost = sum((r.steps - r.start_step) * r.tokens_per_step * (r.model.matrix_params + 1e5) for r in group)
+        return group[0].seed, -cost
 
-    return sorted(by_root.values(), key=cost, reverse=True)
+    return sorted(by_root.values(), key=key)
 
 
 # ------------------------------------------------------------------------------------------------ runs as asked for
@@ -401,22 +470,25 @@ class AskedRun:
     seed: int
     budget: int
     trunk: str | None = None
+    arm: str = ""
 
     @property
     def name(self) -> str:
-        """`mini-s0-4M`; the budget in full where the short form would round it."""
+        """`mini-s0-4M`, after the arm where there is one; the budget in full where the short form would round it."""
         short = short_count(self.budget)
-        return f"{self.size}-s{self.seed}-{short if parse_count(short) == self.budget else self.budget}"
+        name = f"{self.size}-s{self.seed}-{short if parse_count(short) == self.budget else self.budget}"
+        return f"{self.arm}-{name}" if self.arm else name
 
 
 def asked_runs(config: Any, scale: str) -> list[AskedRun]:
     """All runs a config asks for, trunks before their forks; `config.scale` is not looked at, `scale` is."""
     asked, wsd = [], _optim(config, scale == "full").schedule == "wsd"
-    for seed in range(config.seed, config.seed + config.seeds):
-        for size in config.sizes:
-            trunk, *smaller = reversed(budgets_of(config, scale, size))
-            root = AskedRun(size, seed, trunk)
-            asked += [root, *(AskedRun(size, seed, b, root.name if wsd else None) for b in smaller)]
+    for arm in arms(config, scale):
+        for seed in range(arm.config.seed, arm.config.seed + arm.config.seeds):
+            for size in arm.config.sizes:
+                trunk, *smaller = reversed(budgets_of(arm.config, scale, size))
+                root = AskedRun(size, seed, trunk, arm=arm.name)
+                asked += [root, *(AskedRun(size, seed, b, root.name if wsd else None, arm.name) for b in smaller)]
     return asked
 
 
@@ -425,7 +497,8 @@ def resolve_runs(asked: Sequence[AskedRun], runs: Sequence[RunConfig]) -> dict[s
     resolved: dict[str, RunConfig] = {}
     for ask in sorted(asked, key=lambda a: -a.budget):
         for run in runs:
-            same = (run.model.member, run.seed, run.steps) == (ask.size, ask.seed, ask.budget // run.tokens_per_step)
+            steps = ask.budget // run.tokens_per_step
+            same = (run.arm, run.model.member, run.seed, run.steps) == (ask.arm, ask.size, ask.seed, steps)
             if same and run not in resolved.values():
                 resolved[ask.name] = run
     return resolved

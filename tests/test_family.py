@@ -24,7 +24,7 @@ def test_published_parameter_counts(member: str) -> None:
     assert family.published_params(member) == PUBLISHED[member]
 
 
-@pytest.mark.parametrize("scale,ladder", itertools.product(family.SCALES, family.LADDERS))
+@pytest.mark.parametrize("scale,ladder", itertools.product(family.SCALES, ("clean", "family")))
 def test_proxies_keep_the_ratio_of_non_embedding_parameters(scale: str, ladder: str) -> None:
     sizes = [family.proxy(m, scale, ladder).matrix_params for m in family.MEMBERS]
     base = {"pico": 110_592, "nano": 442_368, "micro": 3_538_944}[scale]

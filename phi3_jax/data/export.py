@@ -16,8 +16,10 @@ same fingerprint; an unchanged request on a whole data set is skipped. Only tfds
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -132,43 +134,72 @@ def facts_recipe(
     pool: int = 256,
     value_bits: int = facts_corpus.MAX_VALUE_BITS,
     share: float | None = None,
+    text_share: float = 0.0,
+    text_source: str = "pydocs",
     seed: int = 0,
 ) -> Recipe:
-    """The controlled corpora: compact facts (repeat in fresh orders) and reasoning items (never repeat).
+    """The controlled corpora: compact facts (repeat in fresh orders), reasoning items (never repeat), and real text.
 
     Args:
       tokens: largest budget of a run that never repeats a reasoning item.
       facts, universe, frequency, pool, value_bits: of corpora.facts.Universe.
       share: of the tokens that are facts; default facts / (2 universe), so that each fact is seen equally often
         whatever the filter keeps (1/4 of the tokens at 4,500 of 9,000 facts, 1/2 at 9,000).
+      text_share: of the tokens that are the bytes of `text_source`, whose ids are the shared pool's; reasoning items
+        take what facts and text leave.
       seed: of the universe and of the training items.
     """
     people = facts_corpus.Universe(universe, facts, pool, value_bits, frequency, seed)
     share = facts / (2 * universe) if share is None else share
-    if not 0 <= share <= 1 or tokens < 1:
-        raise UserError(f"share={share} and tokens={tokens} need 0 <= share <= 1 and tokens >= 1")
+    if not 0 <= min(share, text_share) <= share + text_share <= 1 or tokens < 1:
+        raise UserError(
+            f"share={share}, text_share={text_share} and tokens={tokens} need shares >= 0 of at most 1 together and "
+            "tokens >= 1"
+        )
     window = reasoning.Layout().window
     total = -(-tokens // window)
-    ratio = Fraction(share).limit_denominator(1000)
+    ratio, prose = (Fraction(x).limit_denominator(1000) for x in (share, text_share))
+    unit = math.lcm(ratio.denominator, prose.denominator)
     sources, evals = [], []
     if ratio > 0:
         # One epoch, which the loader shuffles anew each time; rare facts, though, are not in every epoch.
         epochs = 1 if frequency == "uniform" else max(1, round(total * facts_corpus.PER_WINDOW * share / facts))
         windows = facts_corpus.compact_windows(people, people.order(seed, 0, epochs * facts))
-        sources.append(Part("knowledge", [windows], weight=ratio.numerator))
-    if ratio < 1:
-        count = int(total * (1 - ratio)) + SPARE_WINDOWS
+        sources.append(Part("knowledge", [windows], weight=int(ratio * unit)))
+    if ratio + prose < 1:
+        count = int(total * (1 - ratio - prose)) + SPARE_WINDOWS
         parts = _chunks(count, lambda start, n: reasoning.generate(seed, start, n, pool=pool))
-        sources.append(Part("reasoning", parts, weight=ratio.denominator - ratio.numerator, fresh=True))
+        sources.append(Part("reasoning", parts, weight=int((1 - ratio - prose) * unit), fresh=True))
     known, extra = facts_corpus.eval_windows(people)
     evals.append(Part("knowledge", [known], meter="knowledge", extra=extra))
     items = reasoning.generate(EVAL_SEED, 0, EVAL_ITEMS, stream="eval", pool=pool)
     evals.append(Part("reasoning", [items], meter="reasoning", extra=reasoning.extra()))
     generator = dict(version=VERSION, data="facts", tokens=tokens, facts=facts, universe=universe)
     generator |= dict(frequency=frequency, pool=pool, value_bits=value_bits, share=share, seed=seed)
+    domains, inputs = ["knowledge", "reasoning"], []
+    if prose:
+        if pool < 256:
+            raise UserError(f"text_share={text_share} needs pool=256 or more, the ids of bytes; pool is {pool}")
+        as_bytes = tokenizers.load("bytes")
+        as_bytes.eos_id = people.vocab - 1  # spare in the closed vocabulary, where a byte's own end is <R>
+        enough = _first_texts(text_source, int(1.2 * total * prose) * window)
+        stream = _TextStream("text", enough, as_bytes, window, len(domains) + 1, text.HELD_OUT)
+        sources.append(Part("text", stream.train(), weight=int(prose * unit), bytes=lambda: stream.bytes))
+        evals.append(Part("text", stream.held(), bytes=lambda: stream.held_bytes, meter="text"))
+        generator |= dict(text_share=text_share, text_source=text_source)
+        domains, inputs = [*domains, "text"], _inputs(text_source)
     closed = {"kind": "closed", "fingerprint": manifests.digest(["closed", pool]), "vocab_size": people.vocab}
-    domains = ["knowledge", "reasoning"]
-    return Recipe("facts", people.vocab, window, domains, "domain_mean", closed, generator, sources, evals)
+    recipe = Recipe("facts", people.vocab, window, domains, "domain_mean", closed, generator, sources, evals)
+    return dataclasses.replace(recipe, inputs=inputs)
+
+
+def _first_texts(source: str, characters: int) -> Iterator[Document]:
+    """Documents until they hold so many characters."""
+    for document in text.documents(source):
+        yield document.text, None
+        characters -= len(document.text)
+        if characters < 0:
+            return
 
 
 def _chunks(count: int, make: Callable[[int, int], Windows], size: int = 1 << 14) -> Iterator[Windows]:
@@ -509,6 +540,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("--pool", int, "facts: ids shared by names and values"),
         ("--value-bits", int, "facts: bits a value holds"),
         ("--share", float, "facts: share of the tokens that are facts"),
+        ("--text-share", float, "facts: share of the tokens that are text"),
+        ("--text-source", str, "facts: the text, as --data names it"),
         ("--seed", int, "of synthetic data"),
     ):
         parser.add_argument(name, type=kind, default=argparse.SUPPRESS, help=what)
@@ -529,7 +562,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-_FACTS_ONLY = {"tokens", "facts", "universe", "frequency", "pool", "value_bits", "share"}
+_FACTS_ONLY = {"tokens", "facts", "universe", "frequency", "pool", "value_bits", "share", "text_share", "text_source"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -41,11 +41,13 @@ def planned_runs(study: Study) -> dict[str, RunConfig]:
       UserError: a run's folder holds another experiment, with what changed.
     """
     folder = study.folder
-    record, manifest = _json(folder / "study.json"), _json(folder / "data" / "manifest.json")
-    if not (record and manifest):
+    record = _json(folder / "study.json")
+    places = {arm.data for arm in studies.arms(study.config, study.scale)}
+    data = {place: _json(folder / place / "manifest.json") for place in places}
+    if not (record and all(data.values())):
         return {}
     devices = record["design"].get("devices", 1)
-    runs = studies.plan_runs(study.config, study.scale, manifest, folder / "data", devices)
+    runs = studies.plan_study(study.config, study.scale, data, folder, devices)
     from phi3_jax.training.train import refuse_other
 
     for run in runs:
