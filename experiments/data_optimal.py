@@ -12,14 +12,14 @@ Words after the colon, separated by commas:
     scale=pico|nano            nano: 4 times the parameters, facts and tokens
     tokens=4M                  of an arm of 4M; other numbers scale all counts, for trying out
 
-Cost on 2 CPU cores: quick 6 to 8 minutes, standard about 20, full about 3 hours; a stopped study goes on by the same command.
+Cost on 2 CPU cores: quick 6 to 8 minutes, standard about 20, full about 3 hours; the same command continues a stopped one.
 
-The report (arXiv:2404.14219, section 2) supposes that its mixture "needs further work to be in the 'data optimal regime'"
-for 14B parameters. It filters the web for "the correct level of knowledge": facts that the small model cannot hold leave the
-corpus, and reasoning takes their tokens. If that is what holds the largest size back, then the same filter must flatten the
-second step, small to medium, and a corpus with the facts put back must not. Here both corpora exist. Facts are persons of 48
-bits (`data/corpora/facts.py`), reasoning items never repeat (`data/corpora/reasoning.py`), every count is absolute, and every
-kept fact is seen equally often (27.8 times) in every arm but `repeated`.
+The report (arXiv:2404.14219, section 2) supposes that its mixture "needs further work to be in the 'data optimal
+regime'" for 14B parameters. It filters the web for "the correct level of knowledge": facts that the small model cannot
+hold leave the corpus, and reasoning takes their tokens. If that is what holds the largest size back, then the same filter
+must flatten the second step, small to medium, and a corpus with the facts put back must not. Here both corpora exist.
+Facts are persons of 48 bits (`data/corpora/facts.py`), reasoning items never repeat (`data/corpora/reasoning.py`), every
+count is absolute, and every kept fact is seen equally often (27.8 times) in every arm but `repeated`.
 
     filtered         4,500 facts, 1M tokens of knowledge, 3M of reasoning: what mini can hold; freed tokens go to reasoning
     loose            9,000 facts, 2M and 2M: the whole universe that the benchmark asks for
@@ -32,7 +32,7 @@ kept fact is seen equally often (27.8 times) in every arm but `repeated`.
     bits1, bits4     loose with values of 1 and 4 bits instead of 8: the load changes, and nothing else
     power_law        loose with facts in 100 groups of power-law frequency: which frequency does each size need?
     published        filtered; mini stops at 3.3/4.8 of the tokens, as the released models' budgets are
-    off_recipe       phi-3-small's own architecture on `filtered`, and on `loose` (off_recipe_loose): one kv head at this scale
+    off_recipe       phi-3-small's own architecture (one kv head at this scale) on `filtered`; off_recipe_loose: on `loose`
     width_filtered   six widths at one depth, on `filtered`, and on `loose` (width_loose)
     lr_half, lr_double   filtered at half and at twice the learning rate
 
@@ -75,9 +75,9 @@ ARMS = {
     "lr_half": FILTERED | dict(peak_lr=1.5e-3, seeds=1),
     "lr_double": FILTERED | dict(peak_lr=6e-3, seeds=1),
 }
-# Read by phi3_jax.scaling.causal, which decides by it. Gains are per doubling of non-embedding parameters; a contrast is the
-# second gain minus the first; the interaction is the contrast of `loose` minus that of `filtered`, paired by seed, with
-# Student's t interval over seeds at 95 %.
+# Read by phi3_jax.scaling.causal, which decides by it. Gains are per doubling of non-embedding parameters; a contrast is
+# the second gain minus the first; the interaction is the contrast of `loose` minus that of `filtered`, paired by seed,
+# with Student's t interval over seeds at 95 %.
 RULE = dict(
     arms=("filtered", "loose"),
     # An endpoint counts if `small` lies within these shares of the way from the best degenerate policy to 1 in both arms.
@@ -85,8 +85,8 @@ RULE = dict(
     knowledge="knowledge/universe/recall",
     own_facts="knowledge/corpus/recall",
     reasoning="reasoning/row/exact",
-    # supported: the interaction is above 0 on accuracy of `knowledge` and on log-odds of `own_facts`, and the knowledge share
-    #   with the best composite, the mean of `knowledge` and `reasoning`, rises from mini to medium;
+    # supported: the interaction is above 0 on accuracy of `knowledge` and on log-odds of `own_facts`, and the knowledge
+    #   share with the best composite, the mean of `knowledge` and `reasoning`, rises from mini to medium;
     # supported through the ceiling only: above 0 on accuracy, not on log-odds of the facts that were there to be learned;
     # not supported: not above 0 on accuracy.
     # Reasoning takes part in no condition but the composite; its interaction is reported, and counts as absent if its

@@ -339,9 +339,9 @@ class RunConfig:
 
 
 _NOT_SCIENCE = {
-    "arm", "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every", "eval_points",
-    "checkpoint_every", "keep_latest", "keep_every", "batch_timeout", "tensorboard", "profile", "folder", "keep_steps",
-    "name", "parent",
+    "arm", "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every",
+    "eval_points", "checkpoint_every", "keep_latest", "keep_every", "batch_timeout", "tensorboard", "profile", "folder",
+    "keep_steps", "name", "parent",
 }  # fmt: skip
 
 

@@ -359,7 +359,8 @@ def plan_runs(
             steps = [b // per_step for b in budgets]
             stem = f"{arm}-{model.member}-s{seed}" if arm else f"{model.member}-{model.scale}-{model.ladder}-s{seed}"
             shared = dict(
-                arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed, accumulation=train.accumulation,
+                arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed,
+                accumulation=train.accumulation,
                 dtype=train.dtype or ("bfloat16" if full else "float32"), remat=train.remat or ("full" if full else "none"),
                 strategy=strategy_of(config, train.slices) if full or train.strategy != "auto" else "dp",
                 context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,

@@ -153,8 +153,8 @@ def facts_recipe(
     share = facts / (2 * universe) if share is None else share
     if not 0 <= min(share, text_share) <= share + text_share <= 1 or tokens < 1:
         raise UserError(
-            f"share={share}, text_share={text_share} and tokens={tokens} need shares >= 0 of at most 1 together and "
-            "tokens >= 1"
+            f"share={share}, text_share={text_share} and tokens={tokens} need 0 <= share <= 1, both shares at most 1 "
+            "together, and tokens >= 1"
         )
     window = reasoning.Layout().window
     total = -(-tokens // window)

@@ -107,6 +107,10 @@ class Run:
         return str(self.field("ladder") or "?")
 
     @cached_property
+    def arm(self) -> str:
+        return str(self.field("arm") or "")
+
+    @cached_property
     def label(self) -> str:
         return str(self.record.get("label") or self.field("label") or self.name)
 
@@ -228,7 +232,9 @@ class Study:
 
     @cached_property
     def arms(self) -> dict[str, list[Run]]:
-        """Runs that may be compared: the same scale, ladder and data."""
+        """Runs that may be compared: of one arm, or where the study names none, of one scale, ladder and data."""
+        if any(run.arm for run in self.runs):
+            return {arm: [r for r in self.runs if r.arm == arm] for arm in dict.fromkeys(r.arm for r in self.runs)}
         arms: dict[tuple[str, ...], list[Run]] = {}
         for run in self.runs:
             arms.setdefault((run.scale, run.ladder, run.data_name, run.data_fingerprint), []).append(run)
@@ -335,7 +341,7 @@ def what_was_trained(runs: Iterable[Run]) -> str:
 
 
 COLUMNS = (
-    "name", "label", "member", "scale", "ladder", "data", "seed", "non_embedding", "parameters",
+    "name", "label", "arm", "member", "scale", "ladder", "data", "seed", "non_embedding", "parameters",
     "published_parameters", "budget", "tokens", "steps", "flops", "flops_predicted", "seconds",
     "seconds_predicted", "peak_bytes", "peak_bytes_predicted", "tokens_per_s", "compile_s", "skipped",
     "train_loss", "status", "parent", "device", "git_commit", "fingerprint",
@@ -354,8 +360,8 @@ def row(run: Run) -> dict[str, Any]:
         return next((v for n in names if (v := number(run.plan.get(n))) is not None), None)
 
     values = {
-        "name": run.name, "label": run.label, "member": run.member, "scale": run.scale, "ladder": run.ladder,
-        "data": run.data_name, "seed": run.seed, "non_embedding": run.non_embedding,
+        "name": run.name, "label": run.label, "arm": run.arm, "member": run.member, "scale": run.scale,
+        "ladder": run.ladder, "data": run.data_name, "seed": run.seed, "non_embedding": run.non_embedding,
         "parameters": run.parameters,
         "published_parameters": run.published, "budget": run.budget, "tokens": run.last("tokens"),
         "steps": run.step, "flops": run.last("flops"), "flops_predicted": planned("flops", "total_flops"),
@@ -367,7 +373,9 @@ def row(run: Run) -> dict[str, Any]:
         "device": run.record.get("device"), "git_commit": run.record.get("git_commit"),
         "fingerprint": run.record.get("fingerprint"),
     }  # fmt: skip
-    return values | {"/".join(key): r["value"] for key, r in run.finals.items()}
+    finals = {"/".join(key): r["value"] for key, r in run.finals.items()}
+    items = {f"{'/'.join(key)}/n": r.get("n") for key, r in run.finals.items() if key[2] in ("recall", "exact")}
+    return values | finals | items
 
 
 def write_csv(study: Study, path: Path) -> Path:

@@ -1,0 +1,303 @@
+"""Figures and sections of a study that compares corpora or recipes: what `scaling.causal` finds, drawn and tabled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from phi3_jax.errors import UserError
+from phi3_jax.evaluation.statistics import Estimate
+from phi3_jax.reporting.figures import STYLE, Drawn, _figure, size_style
+from phi3_jax.reporting.table import human
+from phi3_jax.scaling import causal
+from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
+
+ARM_STYLE = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "D"), ("#000000", ":", "^"))
+NAMES = {
+    UNIVERSE: "Recall of the whole universe of facts",
+    OWN: "Recall of the facts in the corpus",
+    EXACT: "Reasoning: exact rows",
+    "reasoning/all/accuracy": "Reasoning: outputs right",
+    "reasoning/gap3/accuracy": "Reasoning: outputs right, gap 3",
+}
+
+
+def _bar(ax: Axes, x: float, e: Estimate, colour: str, marker: str, **more: Any) -> None:
+    """A dot with its interval, where there is one."""
+    if math.isfinite(e.low):
+        ax.errorbar(
+            [x], [e.value], yerr=[[e.value - e.low], [e.high - e.value]], color=colour, fmt="none", linewidth=1.3
+        )
+    ax.plot([x], [e.value], marker, color=colour, **more)
+
+
+def _sizes(ax: Axes, sizes: Mapping[str, float]) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks(list(sizes.values()), [f"{m}\n{human(n)}" for m, n in sizes.items()], fontsize=9)
+    ax.set_xlim(min(sizes.values()) / 1.25, max(sizes.values()) * 1.25)
+    ax.set_xlabel("non-embedding parameters")
+
+
+def _curve(ax: Axes, rows: Sequence[Row], arm: str, endpoint: str, style: tuple[str, str, str], label: str) -> None:
+    colour, line, marker = style
+    table, sizes = causal.scores(rows, arm, endpoint), causal.sizes(rows, arm)
+    means = {m: causal.mean(by_seed) for m, by_seed in table.items()}
+    ax.plot(
+        [sizes[m] for m in table], [e.value for e in means.values()], line, color=colour, marker=marker, label=label
+    )
+    for m, e in means.items():
+        _bar(ax, sizes[m], e, colour, marker)
+        if e.n > 1:
+            ax.plot([sizes[m]] * e.n, list(table[m].values()), ".", color=colour, alpha=0.45, markersize=4, zorder=1)
+
+
+def curves(rows: Sequence[Row], pair: Sequence[str], footer: str, sizes_of: str = "") -> Figure:
+    """Recall of the universe and of the corpus, and exact rows, against size, in two arms (or more)."""
+    figure = _figure(4.3, footer)
+    axes = figure.subplots(1, 3)
+    for ax, endpoint in zip(axes, (UNIVERSE, OWN, EXACT), strict=True):
+        for style, arm in zip(ARM_STYLE, pair, strict=False):
+            _curve(ax, rows, arm, endpoint, style, arm)
+        ax.set_title(NAMES[endpoint], loc="left", fontsize=10)
+        ax.set_ylabel("values recalled (%)" if endpoint != EXACT else "items with all outputs right (%)")
+        ax.set_ylim(0, 104)
+        _sizes(ax, causal.sizes(rows, sizes_of or pair[0]))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, [f"corpus: {label}" for label in labels], loc="outside upper left", ncols=4)
+    return figure
+
+
+def effects(rows: Sequence[Row], pair: tuple[str, str], footer: str) -> Figure | None:
+    """Gains per doubling in each arm, and the interaction: points on the left, log-odds on the right."""
+    ends = [e for e in (UNIVERSE, OWN, EXACT) if any(e in row.scores for row in rows)]
+    figure = _figure(1.5 + 0.95 * len(ends), footer)
+    axes = figure.subplots(1, 4, gridspec_kw={"width_ratios": [1.25, 1, 1.25, 1]})
+    try:
+        for k, scale in enumerate(("points", "logit")):
+            left, right = axes[2 * k], axes[2 * k + 1]
+            for y, end in enumerate(ends):
+                for i, arm in enumerate(pair):
+                    colour = ARM_STYLE[i][0]
+                    found = causal.steps(rows, arm, end, scale)
+                    for values, marker, shift in ((found.first, "o", -0.27), (found.second, "s", -0.12)):
+                        _across(left, y + shift + 0.39 * i, causal.mean(values), colour, marker)
+                _across(right, y, causal.interaction(rows, pair, end, scale), "#000000", "D")
+            unit = "points" if scale == "points" else "log-odds"
+            left.set_xlabel(f"gain per doubling ({unit})")
+            right.set_xlabel(f"interaction ({unit})")
+            for ax in (left, right):
+                ax.axvline(0, color="#333333", linewidth=1)
+                ax.set_ylim(len(ends) - 0.5, -0.5)
+                ax.set_yticks(range(len(ends)), [""] * len(ends))
+                ax.grid(axis="y", visible=False)
+                for y in range(1, len(ends)):
+                    ax.axhline(y - 0.5, color="#BBBBBB", linewidth=0.8)
+    except UserError:  # no seed has the three sizes yet
+        return None
+    axes[0].set_yticks(
+        range(len(ends)), [NAMES[e].replace(" of the ", "\nof the ").replace(": ", ":\n") for e in ends], fontsize=9
+    )
+    handles = [
+        axes[0].plot([], [], marker, color=ARM_STYLE[i][0], label=f"{arm}: {step}")[0]
+        for i, arm in enumerate(pair)
+        for marker, step in (("o", "mini to small"), ("s", "small to medium"))
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4)
+    return figure
+
+
+def _across(ax: Axes, y: float, e: Estimate, colour: str, marker: str) -> None:
+    """A horizontal interval; hollow where it includes zero or there is none."""
+    sure = math.isfinite(e.low) and not e.low <= 0 <= e.high
+    if math.isfinite(e.low):
+        ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    ax.plot([e.value], [y], marker, color=colour, markerfacecolor=colour if sure else "white", markersize=6.5)
+
+
+def mixture(best: Mapping[str, causal.BestShare], split: Mapping[str, causal.Ceiling], footer: str) -> Figure | None:
+    """Composite against the share of knowledge for each size, and what loosening adds, split in two."""
+    if not best or not split:
+        return None
+    figure = _figure(4.2, footer)
+    left, right = figure.subplots(1, 2)
+    for member, found in best.items():
+        colour, marker = size_style(member)
+        left.plot(found.shares, [e.value for e in found.composite], color=colour, marker=marker, label=member)
+        for x, e in zip(found.shares, found.composite, strict=True):
+            _bar(left, x, e, colour, marker)
+        peak = found.shares.index(found.best)
+        left.plot([found.best], [found.composite[peak].value], "o", color=colour, markersize=13, fillstyle="none")
+    left.set_xlabel("share of tokens that are knowledge")
+    left.set_ylabel("composite (% right): mean of universe recall and exact rows")
+    left.set_title("The best mixture of each size (ringed)", loc="left")
+    left.legend(loc="lower right")
+    x = np.arange(len(split))
+    for name, hatch, shade in (("coverage", "", "#A6CEE3"), ("competition", "///", "#FDBF6F")):
+        values = [getattr(c, name).value for c in split.values()]
+        right.bar(x, values, 0.5, color=shade, edgecolor="#333333", hatch=hatch, label=name)
+    for i, c in enumerate(split.values()):
+        _bar(right, i, c.total, "#000000", "D")
+    right.plot([], [], "D", color="#000000", label="total, with its interval")
+    right.axhline(0, color="#333333", linewidth=1)
+    right.set_xticks(x, list(split))
+    right.set_ylabel("recall of the universe,\nloose minus filtered (points)")
+    right.set_title("What putting the facts back brings", loc="left")
+    right.legend(loc="upper left")
+    return figure
+
+
+def controls(rows: Sequence[Row], footer: str) -> Figure | None:
+    """Every arm of the three sizes: recall of its own facts and exact rows, one dot a size."""
+    arms = [a for a in dict.fromkeys(row.arm for row in rows) if not a.startswith("width")]
+    if len(arms) < 3:
+        return None
+    figure = _figure(1.3 + 0.36 * len(arms), footer)
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, endpoint in zip(axes, (OWN, EXACT), strict=True):
+        for y, arm in enumerate(arms):
+            try:
+                table = causal.scores(rows, arm, endpoint)
+            except UserError:  # facts alone have no reasoning worth drawing, and the reverse
+                continue
+            for member, by_seed in table.items():
+                colour, marker = size_style(member)
+                e = causal.mean(by_seed)
+                if math.isfinite(e.low):
+                    ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.2)
+                ax.plot([e.value], [y], marker, color=colour, markersize=7)
+        ax.set_title(NAMES[endpoint], loc="left")
+        ax.set_xlabel("right (%)")
+        ax.set_xlim(-3, 103)
+    axes[0].set_yticks(
+        range(len(arms)), [f"{a} ({len({r.seed for r in rows if r.arm == a})})" for a in arms], fontsize=9
+    )
+    axes[0].set_ylim(len(arms) - 0.5, -0.5)
+    axes[0].set_ylabel("arm (seeds)")
+    handles = [
+        axes[0].plot([], [], size_style(m)[1], color=size_style(m)[0], label=m)[0] for m in ("mini", "small", "medium")
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def widths(rows: Sequence[Row], footer: str) -> Figure | None:
+    """Six widths at one depth: the same three scores in the two corpora."""
+    pair = [arm for arm in ("width_filtered", "width_loose") if any(row.arm == arm for row in rows)]
+    if len(pair) < 2:
+        return None
+    return curves(rows, pair, footer, max(pair, key=lambda arm: len(causal.sizes(rows, arm))))
+
+
+def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
+    """Recall against how often a fact is seen, for each size, and the frequency that half recall needs."""
+    here = [row for row in rows if any(key.endswith("recall_by_frequency") for key in row.scores)]
+    if not here:
+        return None
+    figure = _figure(4.0, footer)
+    ax, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
+    for row in sorted(here, key=lambda row: row.size):
+        points = sorted(
+            (int(key.split("/")[1].removeprefix("group ")), 100 * v)
+            for key, v in row.scores.items()
+            if key.endswith("recall_by_frequency")
+        )
+        colour, marker = size_style(row.member)
+        ax.plot(
+            [g**-1.5 for g, _ in points], [v for _, v in points], marker, color=colour, markersize=4, label=row.member
+        )
+    ax.set_xscale("log")
+    ax.set_xlabel("frequency of a fact, relative to the commonest group")
+    ax.set_ylabel("values recalled (%)")
+    ax.axhline(50, color="#333333", linestyle=(0, (6, 3)), linewidth=1.1)
+    ax.legend(loc="upper left")
+    sizes = causal.sizes(rows, here[0].arm)
+    for member, e in causal.frequency_thresholds(rows, here[0].arm).items():
+        _bar(right, sizes[member], e, *size_style(member))
+    _sizes(right, sizes)
+    right.set_ylabel("log2 of the frequency that half recall needs")
+    return figure
+
+
+FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("curves", "Scores against size in the two corpora",
+     "Bars are 95% intervals over seeds, small dots single seeds. `filtered` keeps half of the facts, so its recall of the "
+     "universe cannot pass one half."),
+    ("effects", "Gains per doubling, and the interaction that the rule reads",
+     "Interaction: (second gain minus first) in the loose corpus minus the same in the filtered one. Hollow: the 95% "
+     "interval includes 0, or there is one seed."),
+    ("mixture", "The best share of knowledge, and what the lifted ceiling explains",
+     "Coverage: what the added facts bring if they are recalled as well as the filtered corpus's own. Competition: what "
+     "is lost because a fuller corpus is recalled less well."),
+    ("controls", "All arms",
+     "One dot a size, with 95% intervals where an arm has several seeds (their number is in brackets)."),
+    ("widths", "Six widths at one depth", "The same two corpora where nothing but the width differs between sizes."),
+    ("frequencies", "Which frequency a size needs", "Facts seen with power-law frequency, in 100 groups."),
+)  # fmt: skip
+
+
+def draw(
+    folder: Path, rows: Sequence[Row], config: Mapping[str, Any], verdict: causal.Verdict, footer: str
+) -> list[Drawn]:
+    """Draws what the runs allow into `folder` as SVG and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pair = tuple(config["rule"]["arms"])
+    shares = tuple(config["arms"][arm]["facts"] / config["universe"] for arm in pair)
+    split = causal.ceiling(rows, pair, shares)
+    make: dict[str, Callable[[], Figure | None]] = {
+        "curves": lambda: curves(rows, pair, footer),
+        "effects": lambda: effects(rows, pair, footer),
+        "mixture": lambda: mixture(verdict.best, split, footer),
+        "controls": lambda: controls(rows, footer),
+        "widths": lambda: widths(rows, footer),
+        "frequencies": lambda: frequencies(rows, footer),
+    }
+    drawn = []
+    with rc_context(STYLE):
+        for name, title, caption in FIGURES:
+            figure = make[name]()
+            if figure is not None:
+                svg, png = (folder / f"{name}.{kind}" for kind in ("svg", "png"))
+                figure.savefig(svg, metadata={"Date": None})
+                figure.savefig(png, dpi=150)
+                drawn.append(Drawn(name, title, caption, svg, png))
+    return drawn
+
+
+def arm_table(
+    rows: Sequence[Row], endpoints: Sequence[str] = (UNIVERSE, OWN, EXACT)
+) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of mean scores in percent, with intervals: a line an arm and endpoint, a column a size."""
+    members = list(dict.fromkeys(row.member for row in sorted(rows, key=lambda row: row.size)))
+    lines = []
+    for arm in dict.fromkeys(row.arm for row in rows):
+        for endpoint in endpoints:
+            try:
+                table = causal.scores(rows, arm, endpoint)
+            except UserError:  # an arm without facts has no recall of its own
+                continue
+            cells = []
+            for m in members:
+                e = causal.mean(table[m]) if m in table else None
+                text = "–" if e is None else f"{e.value:.1f}"
+                cells.append(f"{text} [{e.low:.1f}, {e.high:.1f}]" if e and math.isfinite(e.low) else text)
+            lines.append([arm, NAMES.get(endpoint, endpoint), str(max(len(t) for t in table.values())), *cells])
+    return ["arm", "score (%)", "seeds", *members], lines
+
+
+def effect_table(verdict: causal.Verdict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the rule's interactions on both scales."""
+    lines = []
+    for name, e in verdict.interactions.items():
+        endpoint, scale = name.removesuffix(")").split(" (")
+        unit = "points" if scale == "points" else "log-odds"
+        lines.append([NAMES.get(endpoint, endpoint), unit, interval(e, 1 if scale == "points" else 2)])
+    return ["interaction of size and filter", "per doubling, in", "loose minus filtered"], lines
