@@ -19,6 +19,7 @@ def base_config() -> ConfigDict:
             sizes=MEMBERS,
             scale="auto",
             ladder="clean",
+            mup=True,  # proxies are trained under muP; false: standard parametrisation
             tokens="matched",
             budgets=(),
             budget_shares=(1.0,),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from phi3_jax.cluster import STOPPED, cluster
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
+from phi3_jax.scaling import forecast
 
 OPTIONS = ("--config", "--workdir", "--resume", "--run")
 ERROR = "error.txt"  # in a run's folder: why its last start failed
@@ -199,7 +200,15 @@ def launch(command: Command, line: str) -> int:
     _say(f"{len(chosen)} run{'s' * (len(chosen) != 1)}, {total:,} tokens, in {folder}")
     with _reasons(chosen, folder) as errors:
         alone = device[0] == "CPU" and not distributed.several()
-        failed, stopped = (_train_side_by_side if alone else _train_in_turn)(chosen, folder, command.resume)
+        train = _train_side_by_side if alone else _train_in_turn
+        first = None if command.runs else studies.before_forecast(runs)
+        failed, stopped = [], False
+        if first and not distributed.from_first(lambda: forecast.path(folder).exists()):
+            failed, stopped = train(first[0], folder, command.resume, first[1])
+            if not failed and not stopped:
+                _say(*distributed.from_first(lambda: forecast.write(folder)))
+        if not failed and not stopped:
+            failed, stopped = train(chosen, folder, command.resume, {})
         errors += failed
     whole = not _unfinished(runs, folder) if command.runs else not stopped
     if not distributed.is_first():
@@ -315,8 +324,10 @@ def _unfinished(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
     return [run for run in runs if run.name not in done]
 
 
-def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
-    """One run after the other on all attached devices."""
+def _train_in_turn(
+    runs: Sequence[RunConfig], folder: Path, resume: str, pauses: Mapping[str, int]
+) -> tuple[list[str], bool]:
+    """One run after the other on all attached devices; `pauses` are steps that runs stop at for now."""
     from phi3_jax.training.metrics import ProgressBars
     from phi3_jax.training.train import train_run
 
@@ -328,8 +339,9 @@ def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tupl
                 rows[name] = row
                 bars.show(rows)
 
-            result = train_run(run, folder, resume=resume, progress=show if distributed.is_first() else None)
-            if result.status != "done":
+            show = show if distributed.is_first() else None
+            result = train_run(run, folder, resume=resume, progress=show, pause=pauses.get(run.name))
+            if result.status == "stopped":
                 return [], True
     return [], False
 
@@ -337,8 +349,11 @@ def _train_in_turn(runs: Sequence[RunConfig], folder: Path, resume: str) -> tupl
 class _Worker:
     """One process that trains a group of runs on one core (or on all, when it is alone)."""
 
-    def __init__(self, group: Sequence[RunConfig], folder: Path, resume: str, cores: set[int]) -> None:
+    def __init__(
+        self, group: Sequence[RunConfig], folder: Path, resume: str, cores: set[int], pauses: Mapping[str, int]
+    ) -> None:
         self.names, self.cores = [run.name for run in group], cores
+        asked = [f"{name}@{pauses[name]}" if name in pauses else name for name in self.names]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
@@ -350,7 +365,7 @@ class _Worker:
         }
         self.log = (folder / f"{self.names[0]}.log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "phi3_jax.training.train", str(folder), *self.names],
+            [sys.executable, "-m", "phi3_jax.training.train", str(folder), *asked],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
         self.progress: dict[str, dict[str, Any]] = {}
@@ -386,7 +401,9 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) -> tuple[list[str], bool]:
+def _train_side_by_side(
+    runs: Sequence[RunConfig], folder: Path, resume: str, pauses: Mapping[str, int]
+) -> tuple[list[str], bool]:
     """One pinned process a core, costliest group first: on CPU this beats one process with all threads."""
     from phi3_jax.training.metrics import ProgressBars
 
@@ -406,7 +423,7 @@ def _train_side_by_side(runs: Sequence[RunConfig], folder: Path, resume: str) ->
                 for worker in workers:
                     worker.process.terminate()
             while queue and free:
-                workers.append(_Worker(queue.pop(0), folder, resume, free.pop()))
+                workers.append(_Worker(queue.pop(0), folder, resume, free.pop(), pauses))
             for worker in list(workers):
                 rows |= worker.progress
                 if worker.process.poll() is not None:

@@ -195,7 +195,7 @@ def arms(config: Any, scale: str) -> list[Arm]:
     """A study as plain studies: itself, or where `config.arms` says so one a seed and arm, seeds outermost.
 
     An arm is {facts, knowledge, reasoning, text}: facts in the corpus and tokens of each domain, absolute numbers at
-    pico scale (more by `K_FACTS` at others), and where it differs from the study also {sizes, seeds, ladder,
+    pico scale (more by `K_FACTS` at others), and where it differs from the study also {sizes, seeds, ladder, mup,
     value_bits, frequency, peak_lr, budgets}; `seeds` is how many of the study's seeds it takes part in, `budgets` gives
     sizes other token counts than the sum. Every seed has a universe of facts and reasoning items of its own. All counts
     are multiplied by `config.size_factor`. Arms that differ in the training alone share their data.
@@ -214,7 +214,7 @@ def arms(config: Any, scale: str) -> list[Arm]:
             counts = {key: arm.get(key, 0) * factor for key in ("facts", "knowledge", "reasoning", "text")}
             total = counts["knowledge"] + counts["reasoning"] + counts["text"]
             one.arms, one.seed, one.seeds = {}, config.seed + i, 1
-            for key in ("sizes", "ladder"):
+            for key in ("sizes", "ladder", "mup"):
                 one[key] = arm.get(key, config[key])
             one.data.update(
                 source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
@@ -350,6 +350,7 @@ def plan_runs(
                 model = trained(family.published(size, config.context or None))
             else:
                 model = family.proxy(size, scale, config.ladder, vocab=manifest["vocab"], context=4096)
+                model = model if config.mup else dataclasses.replace(model, mup=None)
             check_data(model, manifest)
             budgets = budgets_of(config, scale, size)
             if budgets[0] < per_step:
@@ -455,6 +456,23 @@ def groups(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
         return group[0].seed, -cost
 
     return sorted(by_root.values(), key=key)
+
+
+def before_forecast(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict[str, int]] | None:
+    """(runs that a forecast is fitted to, steps at which their trunks pause), or None for a study that allows none.
+
+    Held out are the largest size and the largest budget. A loss law of five parameters needs three sizes and three budgets
+    that are left. A trunk, whose end is the largest budget, goes on only up to where its last fork leaves it.
+    """
+    if any(run.arm for run in runs):
+        return None
+    largest, longest = max(r.model.matrix_params for r in runs), max(r.budget for r in runs)
+    left = [r for r in runs if r.model.matrix_params < largest and r.budget < longest]
+    if min(len({r.model.matrix_params for r in left}), len({r.budget for r in left})) < 3:
+        return None
+    trunks = {r.parent for r in left if r.parent}
+    pauses = {r.name: max(r.keep_steps) for r in runs if r.name in trunks}
+    return [r for r in runs if r in left or r.name in trunks], pauses
 
 
 # ------------------------------------------------------------------------------------------------ runs as asked for

@@ -227,6 +227,45 @@ def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
     return figure
 
 
+def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: str) -> Figure | None:
+    """Final loss against the peak learning rate, a line a size; a panel a parametrisation. Ringed: the best rate."""
+    tried = {name: arm for name, arm in arms.items() if arm.get("peak_lr") and any(row.arm == name for row in rows)}
+    panels = sorted({arm.get("mup", True) for arm in tried.values()}, reverse=True)
+    if len(tried) < 3:
+        return None
+    figure = _figure(4.2, footer)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, mup in zip(axes, panels, strict=True):
+        chosen = {name: arm["peak_lr"] for name, arm in tried.items() if arm.get("mup", True) == mup}
+        sizes = causal.sizes(rows, next(iter(chosen)))
+        for member, size in sizes.items():
+            points = sorted((rate, causal.mean(t)) for name, rate in chosen.items() if (t := _loss(rows, name, member)))
+            colour, marker = size_style(member)
+            ax.plot(
+                [x for x, _ in points], [e.value for _, e in points], color=colour, label=f"{member} ({human(size)})"
+            )
+            for x, e in points:
+                _bar(ax, x, e, colour, marker)
+            if points:
+                x, e = min(points, key=lambda p: p[1].value)
+                ax.plot([x], [e.value], "o", color=colour, markersize=13, fillstyle="none")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks(sorted(chosen.values()), [f"{x:g}" for x in sorted(chosen.values())])
+        ax.set_xlabel("peak learning rate")
+        ax.set_title("muP" if mup else "standard parametrisation", loc="left")
+    axes[0].set_ylabel("loss (nats): mean of facts and reasoning")
+    axes[0].legend(loc="upper center")
+    return figure
+
+
+def _loss(rows: Sequence[Row], arm: str, member: str) -> dict[int, float]:
+    """{seed: mean of the two domains' final losses in nats}, as training weighs them."""
+    ends = ("knowledge/corpus/nll", "reasoning/all/nll")
+    here = [row for row in rows if (row.arm, row.member) == (arm, member) and all(e in row.scores for e in ends)]
+    return {row.seed: sum(row.scores[e] for e in ends) / 2 for row in here}
+
+
 FIGURES: tuple[tuple[str, str, str], ...] = (
     ("curves", "Scores against size in the two corpora",
      "Bars are 95% intervals over seeds, small dots single seeds. `filtered` keeps half of the facts, so its recall of the "
@@ -240,30 +279,34 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("controls", "All arms",
      "One dot a size, with 95% intervals where an arm has several seeds (their number is in brackets)."),
     ("widths", "Six widths at one depth", "The same two corpora where nothing but the width differs between sizes."),
+    ("rates", "Learning rate", "Ringed: the best rate of each size. A rate transfers where the rings share one column."),
     ("frequencies", "Which frequency a size needs", "Facts seen with power-law frequency, in 100 groups."),
 )  # fmt: skip
 
 
 def draw(
-    folder: Path, rows: Sequence[Row], config: Mapping[str, Any], verdict: causal.Verdict, footer: str
+    folder: Path, rows: Sequence[Row], config: Mapping[str, Any], verdict: causal.Verdict | None, footer: str
 ) -> list[Drawn]:
-    """Draws what the runs allow into `folder` as SVG and PNG."""
+    """Draws what the runs allow into `folder` as SVG and PNG; without a verdict what needs none."""
     folder.mkdir(parents=True, exist_ok=True)
-    pair = tuple(config["rule"]["arms"])
-    shares = tuple(config["arms"][arm]["facts"] / config["universe"] for arm in pair)
-    split = causal.ceiling(rows, pair, shares)
     make: dict[str, Callable[[], Figure | None]] = {
-        "curves": lambda: curves(rows, pair, footer),
-        "effects": lambda: effects(rows, pair, footer),
-        "mixture": lambda: mixture(verdict.best, split, footer),
         "controls": lambda: controls(rows, footer),
         "widths": lambda: widths(rows, footer),
+        "rates": lambda: rates(rows, config["arms"], footer),
         "frequencies": lambda: frequencies(rows, footer),
     }
+    if verdict:
+        pair = tuple(config["rule"]["arms"])
+        split = causal.ceiling(rows, pair, tuple(config["arms"][arm]["facts"] / config["universe"] for arm in pair))
+        make |= {
+            "curves": lambda: curves(rows, pair, footer),
+            "effects": lambda: effects(rows, pair, footer),
+            "mixture": lambda: mixture(verdict.best, split, footer),
+        }
     drawn = []
     with rc_context(STYLE):
         for name, title, caption in FIGURES:
-            figure = make[name]()
+            figure = make[name]() if name in make else None
             if figure is not None:
                 svg, png = (folder / f"{name}.{kind}" for kind in ("svg", "png"))
                 figure.savefig(svg, metadata={"Date": None})

@@ -72,11 +72,11 @@ def write_report(study_dir: Path) -> Path:
     study = read_study(study_dir)
     folder = study.folder / "figures"
     write_csv(study, study.folder / "runs.csv")
-    found = _causal(study)
-    body = [_head(study, found[2] if found else None)]
+    found = _arms(study)
+    body = [_head(study, found)]
     many = len(study.arms) > 1
     if found:
-        body.append(_causal_sections(study, *found))
+        body.append(_arm_sections(study, *found))
     for number, (name, runs) in enumerate(() if found else study.arms.items(), 1):
         drawn, left_out = figures.draw(runs, folder, f"-{number}" if many else "")
         body.append(f"<h2>{_text(name[0].upper() + name[1:])}</h2>" if many else "")
@@ -97,30 +97,37 @@ def write_report(study_dir: Path) -> Path:
     return path
 
 
-def _causal(study: Study) -> tuple[list[Any], dict[str, Any], Any] | None:
-    """Rows, config and verdict of a study with arms and a rule; None for others, and before the rule can be read."""
+def _arms(study: Study) -> tuple[list[Any], dict[str, Any], Any] | None:
+    """Rows, config and verdict (None without a rule that can be read) of a study with arms; None for others."""
     config = study.meta.get("design", {}).get("config", {})
-    if not (isinstance(config, dict) and config.get("rule")):
+    if not any(run.arm for run in study.runs):
         return None
     from phi3_jax.scaling import causal
 
     try:
-        return causal.of_study(study.folder)
+        if config.get("rule"):
+            return causal.of_study(study.folder)
     except UserError as error:
         study.missing.append(f"the rule cannot be read yet: {error}")
-        return None
+    try:
+        return causal.read(study.folder / "runs.csv"), config, None
+    except UserError:
+        return [], config, None
 
 
-def _causal_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict: Any) -> str:
+def _arm_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict: Any) -> str:
     """Figures and tables of a study with arms."""
     from phi3_jax.reporting import arms
 
-    drawn = arms.draw(study.folder / "figures", rows, config, verdict, what_was_trained(study.runs))
-    parts = [_figures(drawn, (), study.runs)]
-    for title, (header, lines) in (
-        ("The interaction in numbers, with 95% intervals", arms.effect_table(verdict)),
-        ("Scores of each arm, means over seeds", arms.arm_table(rows)),
-    ):
+    if not rows:
+        return ""
+    parts = [
+        _figures(
+            arms.draw(study.folder / "figures", rows, config, verdict, what_was_trained(study.runs)), (), study.runs
+        )
+    ]
+    tables = [("The interaction in numbers, with 95% intervals", arms.effect_table(verdict))] if verdict else []
+    for title, (header, lines) in (*tables, ("Scores of each arm, means over seeds", arms.arm_table(rows))):
         parts += [f"<h3>{title}</h3>", _table(header, [("", line) for line in lines], text_columns=2)]
     return "\n".join(parts)
 
@@ -137,7 +144,7 @@ def _list(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def _head(study: Study, verdict: Any = None) -> str:
+def _head(study: Study, found: tuple[Any, ...] | None = None) -> str:
     parts = [
         f"<h1>{_text(_title(study))}</h1>",
         f'<p class="label">{_text(what_was_trained(study.runs))}.</p>',
@@ -146,17 +153,20 @@ def _head(study: Study, verdict: Any = None) -> str:
         parts.append(f"<p>Made by</p><pre>{_text(study.meta['command'])}</pre>")
     if study.lines:
         parts.append(f"<p>What the full run is:</p><pre>{_text(chr(10).join(study.lines))}</pre>")
-    if verdict:
+    if found and (verdict := found[2]):
         sentences = [
             f"<b>By the rule written before the runs: {_text(verdict.word)}.</b>",
             *map(_text, verdict.findings),
         ]
+    elif found:
+        sentences = [f"{sum(run.finished for run in study.runs)} of {len(study.runs)} runs have finished."]
     else:
         sentences = [_text(s) for s in headlines(study)]
     parts.append(f'<div class="headline">{"".join(f"<p>{s}</p>" for s in sentences)}</div>')
     if study.missing:
         shown = [_text(m[0].upper() + m[1:] + ".") for m in study.missing]
-        parts.append(f'<div class="missing"><p>What is missing from this study:</p>{_list(shown)}</div>')
+        rest = f"<details><summary>and {len(shown) - 8} more</summary>{_list(shown[8:])}</details>" if shown[8:] else ""
+        parts.append(f'<div class="missing"><p>What is missing from this study:</p>{_list(shown[:8])}{rest}</div>')
     return "\n".join(parts)
 
 

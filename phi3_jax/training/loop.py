@@ -38,7 +38,7 @@ class LoopConfig:
 
     `start` is the step of the state handed to `fit` (0, or the fork point for a state taken from a trunk's checkpoint).
     `flops_per_step` and `peak_flops` (FLOP/s of all devices; None where unknown) give the fields flops and mfu.
-    `batch_timeout`: seconds after which a batch is given up.
+    `batch_timeout`: seconds after which a batch is given up. `pause`: the step to stop at and save, for now.
     """
 
     steps: int
@@ -56,6 +56,12 @@ class LoopConfig:
     batch_timeout: float = 600.0
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
+    pause: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The step that this start ends with."""
+        return self.steps if self.pause is None else min(self.steps, self.pause)
 
     def evaluates(self, step: int) -> bool:
         return step == self.steps or step in self.eval_steps
@@ -70,10 +76,13 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Result:
-    """How `fit` ended: "done", or "stopped" by a signal and saved. `last` is the newest metrics row."""
+    """How `fit` ended: "done", "paused" where asked to, or "stopped" by a signal; saved in any case.
+
+    `last` is the newest metrics row.
+    """
 
     state: Any
-    status: Literal["done", "stopped"]
+    status: Literal["done", "paused", "stopped"]
     step: int
     last: Row
     compile_s: float | None = None
@@ -123,16 +132,16 @@ def fit(
         book = _Book(loop, log, saver, clock, stop, progress, begin, identity)
         if begin.evaluations_up_to < step and (begin.resumed or step in loop.eval_steps):
             book.evaluate(eval_fn, state, step)
-        batch, failure = _try(batches.get, step) if step < loop.steps else (None, None)
+        batch, failure = _try(batches.get, step) if step < loop.end else (None, None)
         clock.enter("step")
 
-        while step < loop.steps and not distributed.any_process(stop.is_set() or failure is not None):
+        while step < loop.end and not distributed.any_process(stop.is_set() or failure is not None):
             profiler.before(step, state)
             lr = np.float32(lr_fn(step))
             with book.timed_first_call():
                 state, metrics = step_fn(state, batch, lr)  # returns once dispatched
             step += 1
-            if step < loop.steps:
+            if step < loop.end:
                 with book.timed_wait(metrics):
                     batch, failure = _try(batches.get, step)
             book.push(step, lr, metrics)
@@ -150,7 +159,7 @@ def fit(
         done = step == loop.steps and book.evaluated
         if done:
             distributed.on_first(lambda: _write_json(folder / DONE, {"step": step, "last": book.last}))
-        status = "done" if done else "stopped"
+        status = "done" if done else "paused" if loop.end <= step < loop.steps else "stopped"
         return Result(state, status, step, book.last, book.compile_s, book.first_step_s, begin.skipped)
 
 

@@ -1,7 +1,8 @@
 """Trains one planned run: data, model, step, evaluation and folder put together.
 
-As a program (`python -m phi3_jax.training.train STUDY RUN...`) it trains the named runs of a study one after the other
-and prints one JSON object a line: {"run", ...progress}, {"run", "status"}, or {"error"}.
+As a program (`python -m phi3_jax.training.train STUDY RUN[@STEP]...`) it trains the named runs of a study one after the
+other, up to a step where one is given, and prints one JSON object a line: {"run", ...progress}, {"run", "status"}, or
+{"error"}.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from phi3_jax.data import loader
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import probes
 from phi3_jax.planning import chips
+from phi3_jax.scaling import forecast
 from phi3_jax.scaling.flops import train_flops_per_token
 from phi3_jax.sharding import feed, rules
 from phi3_jax.sharding.mesh import mesh_of
@@ -146,8 +148,8 @@ def refuse_other(run: RunConfig, folder: Path) -> None:
     )
 
 
-def _describe(run: RunConfig, folder: Path, on_cpu: bool) -> None:
-    """Writes config.json and plan.json."""
+def _describe(run: RunConfig, folder: Path, on_cpu: bool, forecast_sha: str | None) -> None:
+    """Writes config.json, with the hash of the study's forecast where it came first, and plan.json."""
     from phi3_jax.study import plan_of
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,7 @@ def _describe(run: RunConfig, folder: Path, on_cpu: bool) -> None:
         "fingerprint": fingerprint(run), "name": run.name, "label": run.model.label, "config": tree,
         "identity": science(run),
         "packages": packages(), "git_commit": _git_commit(), "device": jax.devices()[0].device_kind,
+        "forecast": forecast_sha,
     }  # fmt: skip
     for name, content in (("config.json", record), ("plan.json", plan)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
@@ -188,8 +191,9 @@ def train_run(
     resume: str = "auto",
     progress: Callable[[dict[str, Any]], None] | None = None,
     started: float | None = None,
+    pause: int | None = None,
 ) -> Result:
-    """Trains (or continues, or finds finished) one run of a study in `study/<run.name>`.
+    """Trains (or continues, or finds finished) one run of a study in `study/<run.name>`, to the step `pause` if given.
 
     `started` is the `time.monotonic()` at which the process began, now where absent.
 
@@ -202,7 +206,7 @@ def train_run(
     mesh = mesh_of(run)
     clock = Clock(folder, started, write=distributed.is_first() and not (folder / DONE).exists())
     with clock, jax.set_mesh(mesh):
-        distributed.on_first(lambda: _describe(run, folder, jax.devices()[0].platform == "cpu"))
+        distributed.on_first(lambda: _describe(run, folder, jax.devices()[0].platform == "cpu", forecast.sha(study)))
         ds = loader.open_dataset(run.data.folder)
         loss = loss_of(ds, run, mesh)
         train_step, eval_step = _compiled(run, loss)
@@ -213,7 +217,7 @@ def train_run(
             peak_flops=chip.peak_flops * mesh.size if chip else None, start=run.start_step, log_every=run.log_every,
             eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
             keep_every=run.keep_every or None, batch_timeout=run.batch_timeout, keep_steps=run.keep_steps,
-            profile=run.profile, tensorboard=run.tensorboard,
+            profile=run.profile, tensorboard=run.tensorboard, pause=pause,
         )  # fmt: skip
         result = fit(
             state=_initial(run, mesh, study),
@@ -276,18 +280,20 @@ def main(arguments: list[str]) -> int:
     def say(**row: Any) -> None:
         print(json.dumps(row, default=float), flush=True)
 
-    for name in names:
+    for asked in names:
+        name, _, pause = asked.partition("@")
         try:
             run = run_from_dict(table[name])
             result = train_run(
                 run, study, resume=os.environ.get("PHI3_JAX_RESUME", "auto"), started=started,
                 progress=functools.partial(lambda row, name: say(run=name, **row), name=name),
+                pause=int(pause) if pause else None,
             )  # fmt: skip
         except UserError as error:
             say(run=name, error=str(error))
             return 2
         say(run=name, status=result.status, skipped_checkpoints=list(result.skipped_checkpoints))
-        if result.status != "done":
+        if result.status == "stopped":
             return 0
         started = time.monotonic()
     return 0
