@@ -206,7 +206,9 @@ def launch(command: Command, line: str) -> int:
         if first and not distributed.from_first(lambda: forecast.path(folder).exists()):
             failed, stopped = train(first[0], folder, command.resume, first[1])
             if not failed and not stopped:
-                _say(*distributed.from_first(lambda: forecast.write(folder)))
+                held = [r for r in runs if r not in first[0] or r.name in first[1]]
+                asked = [forecast.Held(r.name, r.model.matrix_params, r.budget) for r in held]
+                _say(*distributed.from_first(lambda: forecast.write(folder, asked)))
         if not failed and not stopped:
             failed, stopped = train(chosen, folder, command.resume, {})
         errors += failed

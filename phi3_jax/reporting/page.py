@@ -20,6 +20,7 @@ from phi3_jax.reporting.gains import (
     endpoints,
     gains,
     log_odds_sensible,
+    plotted_losses,
     recall_ceiling,
 )
 from phi3_jax.reporting.table import (
@@ -81,6 +82,7 @@ def write_report(study_dir: Path) -> Path:
         drawn, left_out = figures.draw(runs, folder, f"-{number}" if many else "")
         body.append(f"<h2>{_text(name[0].upper() + name[1:])}</h2>" if many else "")
         body.append(_figures(drawn, left_out, runs))
+        body.append(_laws(study, runs, f"-{number}" if many else ""))
         body.append(_scores(runs))
         body.append(_gains(runs))
     body += [_run_table(study), _notes(study)]
@@ -365,6 +367,47 @@ def _table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], tex
         for css, values in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _laws(study: Study, runs: list[Run], suffix: str) -> str:
+    """The loss laws that the runs determine, and the forecasts made before some of them."""
+    from matplotlib import rc_context
+
+    from phi3_jax.reporting import figures
+    from phi3_jax.reporting import laws as pictures
+    from phi3_jax.scaling import forecast, laws
+
+    scores, parts = forecast.score(study), []
+    held = {s.run for s in scores}
+    for end in plotted_losses(endpoints(runs)):
+        found = forecast.fit_runs([r for r in runs if r.name not in held], end)
+        if found is None:
+            continue
+        fit, clusters = found
+        draws = laws.bootstrap(fit, 500, clusters=clusters)
+        mine = [s for s in scores if s.endpoint == end.column]
+        name = f"law-{end.suite}-{end.task}{suffix}".replace(" ", "_")
+        with rc_context(figures.STYLE):
+            figure = pictures.frontier(fit, mine, what_was_trained(runs), end.unit)
+            files = [study.folder / "figures" / f"{name}.{kind}" for kind in ("svg", "png")]
+            figure.savefig(files[0], metadata={"Date": None})
+            figure.savefig(files[1], dpi=150)
+        caption = f"Fitted to {len(fit.n)} runs of {int(laws.sizes(fit.n).max()) + 1} sizes; lines are the law. " + (
+            "The starred runs were forecast before they started and are not in the fit." if mine else ""
+        )
+        title = f"The law of the {end.label[0].lower() + end.label[1:]}"
+        parts.append(_figures([figures.Drawn(name, title, caption, *files)], (), runs))
+        header, lines = pictures.law_table(fit, draws)
+        parts.append(_table(header, [("", line) for line in lines]))
+    if scores:
+        header, lines = pictures.score_table(scores)
+        done = [s for s in scores if s.measured is not None]
+        parts.append("<h3>Forecasts, written down before these runs started, and what came</h3>")
+        parts.append(_table(header, [("", line) for line in lines], text_columns=2))
+        if done:
+            inside = sum(bool(s.inside) for s in done)
+            parts.append(f"<p>{inside} of {len(done)} measured losses lie in their 95% prediction interval.</p>")
+    return "\n".join(parts)
 
 
 def _scores(runs: list[Run]) -> str:
