@@ -26,7 +26,7 @@ from phi3_jax.cluster import STOPPED, cluster
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
-from phi3_jax.scaling import forecast
+from phi3_jax.scaling import forecast, power
 
 OPTIONS = ("--config", "--workdir", "--resume", "--run")
 ERROR = "error.txt"  # in a run's folder: why its last start failed
@@ -196,6 +196,7 @@ def launch(command: Command, line: str) -> int:
     }  # fmt: skip
     text = json.dumps(described, indent=1, default=list) + "\n"
     distributed.on_first(lambda: _write(folder / "study.json", text))
+    _say(*_power(config, runs))
     total = sum((r.steps - r.start_step) * r.tokens_per_step for r in chosen)
     _say(f"{len(chosen)} run{'s' * (len(chosen) != 1)}, {total:,} tokens, in {folder}")
     with _reasons(chosen, folder) as errors:
@@ -239,6 +240,19 @@ def _agree_on(command: Command, folder: Path) -> None:
         "--run": command.runs,
     }
     distributed.agree("configs", same | {"packages": packages()})
+
+
+def _power(config: ConfigDict, runs: Sequence[RunConfig]) -> list[str]:
+    """What a study with a rule can see, before it is paid for."""
+    rule = config.get("rule")
+    sizes = {r.model.member: r.model.matrix_params for r in runs if rule and r.arm == rule.arms[0]}
+    if not {"mini", "small", "medium"} <= sizes.keys():
+        return []
+    trio = tuple(sizes[m] for m in ("mini", "small", "medium"))
+    if config.seeds < 2:
+        return ["power: one seed shows the shape and tests nothing; seeds=3 or more give intervals"]
+    items = 6 * round(config.universe * config.size_factor)
+    return [power.line(power.Design(trio, config.seeds, items, config.seed_sd, arms=2))]
 
 
 def _export_all(config: ConfigDict, scale: str, folder: Path) -> dict[Path, dict[str, Any]]:

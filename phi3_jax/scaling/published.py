@@ -1,0 +1,196 @@
+"""The published numbers of the Phi-3 family, from `analysis/published/` (its README says where each comes from)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from phi3_jax import family
+from phi3_jax.errors import UserError, nearest
+
+FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "published"
+SIZES = (3.821079552e9, 7.392272384e9, 13.96023808e9)  # parameters of mini, small, medium
+TOKENS = tuple(family.PUBLISHED_TOKENS[m] for m in family.MEMBERS)
+FLOPS = tuple(6 * n * d for n, d in zip(SIZES, TOKENS, strict=True))
+NOT_AVERAGED = ("GPQA", "MT-Bench")  # rows of the table that its average leaves out
+
+
+@cache
+def table(name: str, folder: Path = FOLDER) -> tuple[dict[str, str], ...]:
+    """Rows of `analysis/published/<name>.csv`.
+
+    Raises:
+      UserError: no such table, naming the nearest.
+    """
+    path = folder / f"{name}.csv"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.csv"))
+        where = nearest(name, known) if known else f"; {folder} is missing: run from a clone of the repository"
+        raise UserError(f"no published table {name!r}{where}")
+    with path.open(newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One row of the report's table: accuracies (0 to 1) of mini, small, medium, items, chance level and skill group."""
+
+    name: str
+    scores: tuple[float, float, float]
+    n: int
+    chance: float
+    group: str
+
+
+def benchmarks(version: str = "v4") -> list[Benchmark]:
+    """The rows that the report averages, in its order, of one version of the table.
+
+    Versions: v4, the report; azure, the cards of 23 April 2024 with their two swaps put right (`inconsistencies`); hf, the
+    Hugging Face card of that time, whose mini is the 128k variant. Rows that a version lacks, or has for fewer than three
+    sizes, are left out.
+
+    Raises:
+      UserError: another version.
+    """
+    columns = {
+        "v4": ("mini_v4", "small_v4", "medium_v4"),
+        "azure": ("mini4k_azure_2024-04-23", "small_preview_azure_2024-04-23", "medium_preview_azure_2024-04-23"),
+        "hf": ("mini128k_hfcard_2024-04", "small_preview_hfcard_2024-04", "medium_preview_hfcard_2024-04"),
+    }
+    if version not in columns:
+        raise UserError(f"unknown version {version!r} of the table{nearest(version, columns)}")
+    about = {row["benchmark"]: row for row in table("testset_sizes")}
+    rows = {
+        row["benchmark"]: [_number(row.get(c)) for c in columns[version]] for row in table("phi3_academic_versions")
+    }
+    if version == "azure":
+        for a, b in SWAPPED:
+            rows[a][0], rows[b][0] = rows[b][0], rows[a][0]
+    out = []
+    for row in table("phi3_academic"):
+        name = row["benchmark"]
+        scores = rows.get(name, [math.nan])
+        if name in about and name not in NOT_AVERAGED and len(scores) == 3 and np.isfinite(scores).all():
+            entry = about[name]
+            p = tuple(s / 100 for s in scores)
+            out.append(
+                Benchmark(
+                    name, p, int(entry["n"]), _number(entry["chance"]) if entry["chance"] else 0.0, entry["group"]
+                )
+            )
+    return out
+
+
+def benchmark(name: str, version: str = "v4") -> Benchmark:
+    """One row.
+
+    Raises:
+      UserError: unknown benchmark, naming the nearest.
+    """
+    rows = {b.name: b for b in benchmarks(version)}
+    if name not in rows:
+        raise UserError(f"unknown benchmark {name!r}{nearest(name, rows)}")
+    return rows[name]
+
+
+# ------------------------------------------------------------------------------------------------ inconsistencies
+
+SWAPPED = (("MedQA", "MBPP"), ("PIQA", "OpenBookQA"))  # in the mini column of the card of 23 April 2024
+
+
+@dataclasses.dataclass(frozen=True)
+class Inconsistency:
+    """A place where published numbers contradict each other: what is printed, and what it should be by the others."""
+
+    what: str
+    printed: float
+    expected: float
+
+
+def inconsistencies() -> list[Inconsistency]:
+    """The report's own contradictions, recomputed from its tables; an empty list would mean that they are consistent."""
+    rows = [row for row in table("phi3_academic") if row["benchmark"] not in NOT_AVERAGED]
+    averages = next(row for row in rows if row["benchmark"].startswith("Average"))
+    rows = [row for row in rows if row is not averages]
+    out = []
+    models = [c for c in averages if c not in ("benchmark", "shots", "metric", "source")]
+    for model in models:
+        values = np.array([_number(row[model]) for row in rows])
+        printed, mean = _number(averages[model]), float(values.mean())
+        # The report truncates to a tenth: a printed average is between 0 and 0.1 below the mean.
+        if np.isfinite(values).all() and math.isfinite(printed) and not -0.02 <= mean - printed < 0.1:
+            out.append(Inconsistency(f"average of {model} over the {len(rows)} rows", printed, mean))
+    by_name = {row["benchmark"]: row for row in rows}
+    for model in models:
+        truthful, trivia = (_number(by_name[name][model]) for name in ("TruthfulQA", "TriviaQA"))
+        if truthful == trivia:
+            card = _card("TruthfulQA", "GPT-3.5")
+            out.append(Inconsistency(f"TruthfulQA of {model} equals its TriviaQA", truthful, card))
+    versions = {row["benchmark"]: row for row in table("phi3_academic_versions")}
+    early, final = "mini4k_azure_2024-04-23", "mini_v4"
+    for a, b in SWAPPED:
+        printed = [_number(versions[name][early]) for name in (a, b)]
+        others = [_number(versions[name][final]) for name in (a, b)]
+        if printed == others[::-1] and printed != others:
+            out += [Inconsistency(f"{name} of mini in the card of 23 April 2024: swapped", p, o)
+                    for name, p, o in zip((a, b), printed, others, strict=True)]  # fmt: skip
+    return out
+
+
+def _card(benchmark: str, model: str) -> float:
+    """Median of a benchmark's value for a model over the model cards, nan where none has it."""
+    names = benchmark.lower().replace(" ", "")
+    found = [
+        _number(row["value"])
+        for row in table("phi3_modelcard_tables_long")
+        if row["benchmark"].lower().replace(" ", "").startswith(names) and model.lower() in row["model"].lower()
+    ]
+    return float(np.median(found)) if found else math.nan
+
+
+# ------------------------------------------------------------------------------------------------ other families
+
+
+def families() -> list[dict[str, float | str]]:
+    """Gains of other model families: a row a size triple and benchmark, points per doubling of parameters."""
+    numbers = ("small", "middle", "large", "first", "second")
+    return [dict(row) | {k: float(row[k]) for k in numbers} for row in table("families")]
+
+
+def family_gains(path: Path) -> list[dict[str, float | str]]:
+    """Makes `families` from base_llm_benchmark_eval.csv of Ruan et al. (arXiv:2405.10938, Apache-2.0).
+
+    Every three neighbouring sizes of at least 1B parameters of one family; of two models of one size the first counts.
+    """
+    with path.open(newline="") as file:
+        models = list(csv.DictReader(file))
+    names = [c for c in models[0] if c not in ("Model", "Model Family", "FLOPs (1E21)") and "Size" not in c]
+    by_family: dict[str, dict[float, Mapping[str, str]]] = {}
+    for model in models:
+        size = float(model["Model Size (B)"])
+        if size >= 1:
+            by_family.setdefault(model["Model Family"], {}).setdefault(size, model)
+    out: list[dict[str, float | str]] = []
+    for name, sizes in by_family.items():
+        order = sorted(sizes)
+        for trio in zip(order, order[1:], order[2:], strict=False):
+            d1, d2 = np.diff(np.log2(trio))
+            for benchmark in names:
+                p = [100 * _number(sizes[s][benchmark]) for s in trio]
+                if np.isfinite(p).all():
+                    row = dict(family=name, benchmark=benchmark, small=trio[0], middle=trio[1], large=trio[2])
+                    out.append(row | dict(first=(p[1] - p[0]) / d1, second=(p[2] - p[1]) / d2))
+    return out
