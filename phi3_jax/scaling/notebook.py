@@ -1,4 +1,4 @@
-"""What the notebooks in `analysis/` share: a figure shown and kept as SVG, and a table."""
+"""What the notebooks in `analysis/` share: the reports' style for figures, a figure shown and kept as SVG, and a table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = Path("figures")
+
+
+def style() -> None:
+    """Draws all further figures of this process as reports do."""
+    import matplotlib
+
+    from phi3_jax.reporting.figures import STYLE
+
+    matplotlib.rcParams.update(STYLE)
 
 
 def show(figure: Figure, name: str) -> None:

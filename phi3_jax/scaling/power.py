@@ -109,8 +109,8 @@ def line(design: Design) -> str:
     """One sentence for a study's start."""
     what = "an interaction" if design.arms == 2 else "a contrast"
     return (
-        f"power: {design.seeds} seeds see {what} of {detectable(design):.1f} points per doubling or more in 4 of 5 studies, "
-        f"at {design.seed_sd:g} points between seeds"
+        f"power: {design.seeds} seeds see {what} of {detectable(design):.1f} points per doubling or more in 4 of 5 "
+        f"studies, at {design.seed_sd:g} points between seeds"
     )
 
 
