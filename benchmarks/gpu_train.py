@@ -162,8 +162,10 @@ def measured(size: str, layers: int, windows: int, side: str, way: str) -> dict[
     command = [sys.executable, str(Path(__file__).resolve()), "--size", size, "--layers", str(layers)]
     command += ["--batch", str(windows), "--serve", side, way]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    # All of the memory but what CUDA's libraries take, as PyTorch has it.
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"} | os.environ | {"PYTHONPATH": path}
+    # All of the memory but what CUDA's libraries take, as PyTorch has it; errors end with their own line.
+    environment = (
+        {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", "JAX_TRACEBACK_FILTERING": "off"} | os.environ | {"PYTHONPATH": path}
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]

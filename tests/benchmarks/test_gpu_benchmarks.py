@@ -36,11 +36,11 @@ def test_a_row_divides_the_work_by_the_median_and_the_chips_peak() -> None:
 def test_it_runs_at_toy_size_and_its_numbers_belong_together(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_train, "POLICIES", ("none", "full", "fulll"))  # the last fails, which ends it alone
+    monkeypatch.setattr(gpu_train, "POLICIES", ("full", "fulll"))  # the last fails, which ends it alone
     monkeypatch.setattr(gpu_train, "peer_missing", lambda: "it is left out of this test")
     (row,) = gpu_train.main(["--size", "toy", "--batch", "3", "--out", str(tmp_path / "out.md")])
     model = gpu_train.model_of("toy", 2)
-    assert row["way"] in ("none", "full") and row["chip"] == "cpu" and (row["windows"], row["window"]) == (3, 64)
+    assert row["way"] == "full" and row["chip"] == "cpu" and (row["windows"], row["window"]) == (3, 64)
     assert row["params"] == all_params(model) and row["flops_per_token"] == train_flops_per_token(model, 64)
     assert len(row["seconds"]) == gpu_train.RUNS and row["step_s"] == statistics.median(row["seconds"]) > 0
     assert row["tokens_per_s"] * row["step_s"] == pytest.approx(3 * 64)
