@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phi3_jax.planning.memory import LANES, SHARE, limit, predict, short_count, temp_bytes
-from phi3_jax.planning.roofline import padded_head
+from phi3_jax.planning.roofline import padded_head, roofline
 from phi3_jax.planning.search import Candidate, words
 from phi3_jax.scaling.flops import train_flops_per_token
 
@@ -34,28 +34,36 @@ def text(found: Sequence[Plan]) -> str:
 
 def compiled(one: Compiled) -> str:
     """What the TPU compiler says of a step, beside the plan."""
-    setup, mine = one.setup, one.roofline()
-    plan = predict(setup)
-    sizes = [("GiB a device", "compiler", "plan")]
-    for name, got, planned in (
-        ("arguments", one.argument, plan.argument_bytes),
-        ("temporaries", one.temporary, temp_bytes(setup)),
-        ("peak", one.peak, plan.total),
+    setup, mine, chip = one.setup, one.roofline(), one.setup.topology.chip
+    plan, planned = predict(setup), roofline(setup)
+    sizes = [("", "compiler", "plan", "")]
+    for name, got, expected, note in (
+        ("arguments, GiB", one.argument, plan.argument_bytes, "the state and the batch"),
+        ("temporaries, GiB", one.temporary, temp_bytes(setup), "all of them, those that never live together too"),
+        ("peak, GiB", one.peak, plan.total, f"what lives together; may fill {limit(setup) / GIB:.2f}"),
     ):
-        sizes.append((name, f"{got / GIB:.2f}", f"{planned / GIB:.2f}"))
+        sizes.append((name, f"{got / GIB:.2f}", f"{expected / GIB:.2f}", note))
+    for slow in (False, True):
+        got, expected = (sum(c.bytes for c in r.moved if c.slow == slow) / 1e9 for r in (mine, planned))
+        if got or expected:
+            sizes.append((f"sent over {chip.slow if slow else chip.fast}, GB", f"{got:.2f}", f"{expected:.2f}", ""))
+    sizes.append(("step, s", f"{mine.step:.3f}", f"{planned.step:.3f}", "at least"))
+    sizes.append(("MFU", f"{mine.mfu:.1%}", f"{planned.mfu:.1%}", f"at most; bound by {mine.bound_by}"))
     rows = [("how", "over", "link", "GB", "s", "while computing")]
     for c in mine.moved:
         overlap = "yes" if c.overlaps else "no"
         rows.append((c.op, ", ".join(c.axes), c.link, f"{c.bytes / 1e9:.2f}", f"{c.seconds:.3f}", overlap))
     verdict = "fits" if one.fits else "DOES NOT FIT"
+    whole = len(one.rematerialised) or "none"
     return "\n".join(
         [
             f"{setup.model.name} on {setup.topology.text}, compiled in {one.seconds:.0f} s: {verdict}",
-            *_table(sizes, "<>>"),
-            f"sent by a device in a step, as compiled: {one.at_once:.0%} of the bytes beside other work",
+            "a device in a step",
+            *_table(sizes, "<>><"),
+            "",
+            f"sent by a device in a step, as compiled: {one.at_once:.0%} of the bytes while it computes",
             *_table(rows, "<<<>><"),
-            f"step at least {mine.step:.3f} s, MFU at most {mine.mfu:.1%}, bound by {mine.bound_by}; "
-            f"tensors gathered whole for want of a better way: {len(one.rematerialised)}",
+            f"tensors gathered whole for want of a better way: {whole}",
         ]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import shlex
 import shutil
@@ -21,7 +22,7 @@ class Held:
     id: str
 
 
-class Backend:
+class Backend(abc.ABC):
     """Where jobs are sent. Making one checks the options it needs; it asks nobody until `held` or `send`.
 
     `place` is the study's folder as the jobs see it; `together`: a trunk and its forks are one job.
@@ -50,21 +51,21 @@ class Backend:
         except ValueError as error:
             raise UserError(f"cluster.options={self.cluster.options!r}: {error}; quote each word once") from error
 
+    @abc.abstractmethod
     def file(self, job: Job) -> tuple[str, str] | None:
         """Name (below `submission`, a safe word) and text of the file that is sent, where there is one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
         """Commands that send a job, run in `submission`; `held` has the ids of jobs sent before."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
         """Those of the jobs that the scheduler knows, by name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def hint(self, job: Job) -> str:
         """How to look after a job that was sent, in a line."""
-        raise NotImplementedError
 
     def send(self, job: Job, file: tuple[str, str] | None, held: Mapping[str, Held]) -> Held:
         """Writes a job's file and runs its commands."""

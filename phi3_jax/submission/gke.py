@@ -31,7 +31,7 @@ class Gke(Backend):
         self.place = container_place(study)
         self.hardware = hardware.parse(required_topology(study))
         if not (self.hardware.tpu or self.hardware.gpu):
-            raise UserError(f"topology={study.config.topology}: GKE nodes have TPUs or GPUs; {hardware.EXAMPLES}")
+            raise UserError(f"topology={study.config.topology}: GKE has TPUs or GPUs; for example {hardware.EXAMPLES}")
 
     def file(self, job: Job) -> tuple[str, str]:
         tpu, chips = self.hardware.tpu, self.hardware.chips
@@ -129,5 +129,5 @@ def required_topology(study: Study) -> str:
       UserError: there is none.
     """
     if not study.config.topology:
-        raise UserError(f"this backend needs a topology; add the word topology= to --config, {hardware.EXAMPLES}")
+        raise UserError(f"no topology; add the word topology= to --config, for example {hardware.EXAMPLES}")
     return study.config.topology

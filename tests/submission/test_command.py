@@ -53,7 +53,7 @@ def test_listing_jobs_starts_no_backend_and_writes_nothing(tmp_path: Path) -> No
         (FORKS, ["--backend=slurm", "--run=x"], "--run is an option of launch/run.py"),
         (FORKS, ["--backend=slurm", "--dry-run"], "unknown option '--dry-run'"),
         (FORKS, ["--backend=gke"], "add the word topology="),
-        (f"{FORKS},topology=v5q:4x4x4", ["--backend=gke"], "unknown chip 'v5q'; did you mean"),
+        (f"{FORKS},topology=v5q:4x4x4", ["--backend=gke"], "unknown chip 'v5q' in topology 'v5q:4x4x4'; did you mean"),
         (f"{FORKS},topology=cpu:2x1", ["--backend=gke"], "TPUs or GPUs"),
         (f"{FORKS},topology=v5p:4x4x4", ["--backend=slurm"], "--backend gke or tpu-vm"),
         (f"{FORKS},topology=h200:8", ["--backend=tpu-vm", *TPU], "TPU VMs come as v4, v5e, v5p, v6e"),

@@ -100,9 +100,9 @@ def test_topologies(text: str, slices: int, hosts: int, chips: int) -> None:
 @pytest.mark.parametrize(
     "text,message",
     [
-        ("v5p:4x4", "3 dimensions"), ("v5e:1x3", "fills hosts of 4"), ("v9:4x4", "unknown chip 'v9'"),
-        ("v5p", "is no topology"), ("v5p:0x4x4", "is no topology"), ("h200:16", "at most 8 GPUs a node"),
-        ("2xh200:8", "write NODESxGPUS"), ("v5p:4x4x8; rm -r x", "is no topology"),
+        ("v5p:4x4", "nearest: 2x2x4"), ("v5e:1x3", "unknown topology 'v5e:1x3'; nearest"), ("v9:4x4", "unknown chip 'v9'"),
+        ("v5p", "is not CHIP:SIZES"), ("v5p:0x4x4", "is not CHIP:SIZES"), ("h200:16", "nearest: h200:2x8"),
+        ("2xh200:8", "write NODESxDEVICES"), ("v5p:4x4x8; rm -r x", "is not CHIP:SIZES"),
     ],
 )  # fmt: skip
 def test_wrong_topologies(text: str, message: str) -> None:
