@@ -38,7 +38,8 @@ def wall_time_table(runs: Sequence[Run]) -> str:
     return (
         '<h3 id="goodput">Where the time went</h3><div class="scroll"><table><thead><tr><th>Run</th><th></th>'
         f"<th>wall time</th>{names}<th>attempts</th><th>steps lost</th></tr></thead><tbody>{''.join(rows)}</tbody>"
-        '</table></div><p class="small">Shares of the wall time of all attempts, without the time between them; phases that took none are left out. '
+        '</table></div><p class="small">Shares of the wall time of all attempts, without the time between them; '
+        "phases that took none are left out. "
         "Start: from the start of the process to the first batch. Data wait: devices idle for want of a batch. Checkpoint: "
         "the part of a save that training waits for. Lost: work after the last whole checkpoint before a crash. "
         "Restarted: start and compile of the attempts after the first.</p>"
