@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)} (Debian: slurm-wlm, munge)"),
 ]
 STUDY = [
-    "--config=experiments/scaling.py:mini,scale=pico,seeds=2,budgets=100k,2M",
+    "--config=experiments/scaling.py:mini,scale=pico,seeds=2,budgets=100k,900k",
     "--config.train.checkpoint_every=50", "--config.train.log_every=1",
 ]  # fmt: skip
 CONF = """
@@ -150,40 +150,40 @@ def test_a_sweep_survives_scancel_and_requeue(slurm: dict[str, str], tmp_path: P
 
     submit(slurm, study)
     jobs = queue(slurm)
-    assert set(jobs) == {"s0-2M", "s1-2M", "s0-100k", "s1-100k"}
+    assert set(jobs) == {"s0-900k", "s1-900k", "s0-100k", "s1-100k"}
     assert jobs["s0-100k"][1:] == jobs["s1-100k"][1:] == ("PENDING", "Dependency")
-    wait(lambda: min(len(rows(study, seed, "2M")) for seed in (0, 1)) > 5, 120, "both trunks to train")
+    wait(lambda: min(len(rows(study, seed, "900k")) for seed in (0, 1)) > 5, 120, "both trunks to train")
     assert submit(slurm, study, "--status").count("running") == 2
 
     # scancel ends the job; the run has saved. The signal before the end of a job's time queues the job again.
-    client("scancel", jobs["s0-2M"][0])
-    client("scancel", "--signal=TERM", jobs["s1-2M"][0])
-    wait(lambda: not queue(slurm).keys() & {"s0-2M", "s0-100k"}, 90, "the cancelled job and its fork to go")
-    wait(lambda: queue(slurm)["s1-2M"][1] == "PENDING", 60, "the stopped job to be queued again")
-    saved = [rows(study, seed, "2M")[-1]["step"] for seed in (0, 1)]
+    client("scancel", jobs["s0-900k"][0])
+    client("scancel", "--signal=TERM", jobs["s1-900k"][0])
+    wait(lambda: not queue(slurm).keys() & {"s0-900k", "s0-100k"}, 90, "the cancelled job and its fork to go")
+    wait(lambda: queue(slurm)["s1-900k"][1] == "PENDING", 60, "the stopped job to be queued again")
+    saved = [rows(study, seed, "900k")[-1]["step"] for seed in (0, 1)]
     for seed, step in enumerate(saved):
-        (folder,) = (p for p in study.glob(f"mini-*-s{seed}-*2M") if p.is_dir())
+        (folder,) = (p for p in study.glob(f"mini-*-s{seed}-*900k") if p.is_dir())
         assert (folder / "checkpoints" / str(step)).is_dir() and not (folder / "done.json").exists()
 
     # Sent again: what was cancelled, and nothing that is queued.
     again = submit(slurm, study)
     assert [line.rpartition(": ")[2].split(";")[0] for line in again.splitlines()].count("sent") == 2
     assert again.count("waiting already") == 2
-    start_soon(jobs["s1-2M"][0])
-    wait(lambda: len(starts(study, 0, "2M")) == 2, 120, "the trunk sent again to go on")
+    start_soon(jobs["s1-900k"][0])
+    wait(lambda: len(starts(study, 0, "900k")) == 2, 120, "the trunk sent again to go on")
 
     # A job requeued by an administrator, or preempted, goes on as well; at once, while it has most of its steps to do.
-    job = queue(slurm)["s0-2M"][0]
+    job = queue(slurm)["s0-900k"][0]
     client("scontrol", "requeue", job)
-    wait(lambda: queue(slurm)["s0-2M"][1] == "PENDING", 60, "the job to be queued again")
-    saved.append(rows(study, 0, "2M")[-1]["step"])
+    wait(lambda: queue(slurm)["s0-900k"][1] == "PENDING", 60, "the job to be queued again")
+    saved.append(rows(study, 0, "900k")[-1]["step"])
     start_soon(job)
     wait(lambda: not queue(slurm), 300, "all jobs to end")
 
-    assert starts(study, 0, "2M") == [1, saved[0] + 1, saved[2] + 1]
-    assert starts(study, 1, "2M") == [1, saved[1] + 1]
+    assert starts(study, 0, "900k") == [1, saved[0] + 1, saved[2] + 1]
+    assert starts(study, 1, "900k") == [1, saved[1] + 1]
     for seed in (0, 1):
-        steps = [row["step"] for row in rows(study, seed, "2M")]
+        steps = [row["step"] for row in rows(study, seed, "900k")]
         assert steps == list(range(1, steps[-1] + 1))
     assert len(list(study.glob("*/done.json"))) == 4 and (study / "report.html").exists()
     assert submit(slurm, study).count(": finished") == 4 and not queue(slurm)
