@@ -393,8 +393,10 @@ def _laws(study: Study, runs: list[Run], suffix: str) -> str:
             figure.savefig(files[0], metadata={"Date": None})
             figure.savefig(files[1], dpi=150)
         caption = f"Fitted to {len(fit.n)} runs of {int(laws.sizes(fit.n).max()) + 1} sizes; lines are the law. " + (
-            "The starred runs were forecast before they started and are not in the fit." if mine else ""
+            "The starred runs were forecast before they started and are not in the fit. " if mine else ""
         )
+        if fit.edges:
+            caption += f"At a bound, so not determined by these runs: {', '.join(fit.edges)}."
         title = f"The law of the {end.label[0].lower() + end.label[1:]}"
         parts.append(_figures([figures.Drawn(name, title, caption, *files)], (), runs))
         header, lines = pictures.law_table(fit, draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -208,3 +209,33 @@ def test_fewer_than_80_keys() -> None:
         return sum(leaves(v) for v in node.values()) if hasattr(node, "values") else 1
 
     assert leaves(load_config(str(ROOT / EXPERIMENT)).to_dict()) < 80
+
+
+def test_a_study_of_arms_ends_in_the_verdict_of_its_rule(tmp_path: Path) -> None:
+    words = "quick,tokens=30k,seeds=2"
+    done = run("--config", f"experiments/data_optimal.py:{words}", "--workdir", str(tmp_path / "s"))
+    assert "12 runs" in done.stdout and "power: 2 seeds" in done.stdout
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "By the rule written before the runs" in page and "filtered-medium-s11-" in page
+    # The same corpus for the two sizes of an arm and seed, another one for the other seed.
+    data = {p.parent.name: json.loads(p.read_text())["config"]["data"] for p in tmp_path.glob("s/*/config.json")}
+    prints = {name: entry["fingerprint"] for name, entry in data.items()}
+    for arm, seed in itertools.product(("filtered", "loose"), ("s10", "s11")):
+        assert len({v for k, v in prints.items() if k.startswith(arm) and seed in k}) == 1
+    assert len(prints) == 12 and len(set(prints.values())) == 4
+    run("--config", f"experiments/data_optimal.py:{words},arms=lose", "--workdir", str(tmp_path / "t"), expect=2)
+    assert not (tmp_path / "t").exists()
+
+
+def test_largest_runs_start_after_their_forecast_and_carry_its_hash(tmp_path: Path) -> None:
+    words = "budgets=15k,30k,45k,60k"
+    sizes = "--config.sizes=below,mini,small,medium"
+    done = run("--config", f"experiments/laws.py:{words}", sizes, "--workdir", str(tmp_path))
+    assert "forecast of 7 runs from 9, before they start" in done.stdout
+    content = json.loads((tmp_path / "forecast.json").read_text())
+    assert not [n for n in content["fitted_to"] if n.startswith("medium") or n.endswith("61.4k")]
+    started = {p.parent.name: json.loads(p.read_text())["forecast"] for p in tmp_path.glob("*/config.json")}
+    held = {row["name"] for row in content["forecasts"]}
+    assert len(held) == 7 and {started[name] for name in held} == {content["sha256"]}
+    assert {started[name] for name in content["fitted_to"]} == {None}
+    assert "Forecasts, written down before" in (tmp_path / "report.html").read_text()

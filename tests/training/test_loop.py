@@ -228,6 +228,15 @@ def test_a_fork_goes_on_from_the_trunk_and_equals_it(tmp_path, unbroken):
     )
 
 
+def test_a_paused_run_stops_where_asked_and_goes_on_as_if_it_had_not(tmp_path, unbroken):
+    first = run(tmp_path, replace(LOOP, pause=10))
+    assert (first.status, first.step) == ("paused", 10)
+    assert run(tmp_path, replace(LOOP, pause=10)).status == "paused"  # again: nothing to do
+    assert not (tmp_path / "done.json").exists()
+    assert run(tmp_path).status == "done"
+    assert_same_run(tmp_path, unbroken)
+
+
 def test_rows_do_not_depend_on_how_often_is_logged(tmp_path, unbroken):
     run(tmp_path, replace(LOOP, log_every=7))
     rows = untimed(tmp_path / "metrics.jsonl")
