@@ -182,7 +182,7 @@ def facts_recipe(
             raise UserError(f"text_share={text_share} needs pool=256 or more, the ids of bytes; pool is {pool}")
         as_bytes = tokenizers.load("bytes")
         as_bytes.eos_id = people.vocab - 1  # spare in the closed vocabulary, where a byte's own end is <R>
-        enough = _first_texts(text_source, int(1.2 * total * prose) * window)
+        enough = _first_texts(text_source, max(400_000, int(1.2 * total * prose) * window))
         stream = _TextStream("text", enough, as_bytes, window, len(domains) + 1, text.HELD_OUT)
         sources.append(Part("text", stream.train(), weight=int(prose * unit), bytes=lambda: stream.bytes))
         evals.append(Part("text", stream.held(), bytes=lambda: stream.held_bytes, meter="text"))

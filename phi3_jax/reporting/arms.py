@@ -240,7 +240,9 @@ def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: st
         chosen = {name: arm["peak_lr"] for name, arm in tried.items() if arm.get("mup", True) == mup}
         sizes = causal.sizes(rows, next(iter(chosen)))
         for member, size in sizes.items():
-            points = sorted((rate, causal.mean(t)) for name, rate in chosen.items() if (t := _loss(rows, name, member)))
+            points = sorted(
+                (rate, causal.mean(t)) for name, rate in chosen.items() if (t := training_loss(rows, name, member))
+            )
             colour, marker = size_style(member)
             ax.plot(
                 [x for x, _ in points], [e.value for _, e in points], color=colour, label=f"{member} ({human(size)})"
@@ -260,7 +262,7 @@ def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: st
     return figure
 
 
-def _loss(rows: Sequence[Row], arm: str, member: str) -> dict[int, float]:
+def training_loss(rows: Sequence[Row], arm: str, member: str) -> dict[int, float]:
     """{seed: mean of the two domains' final losses in nats}, as training weighs them."""
     ends = ("knowledge/corpus/nll", "reasoning/all/nll")
     here = [row for row in rows if (row.arm, row.member) == (arm, member) and all(e in row.scores for e in ends)]

@@ -290,6 +290,25 @@ def test_power_law_facts_come_as_often_as_declared(tmp_path):
     np.testing.assert_allclose(sorted(counts / counts.sum()), sorted(frequency[frequency > 0]), atol=2e-3)
 
 
+def test_text_takes_its_share_of_facts_and_reasoning_and_no_id_of_theirs(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "HELD_OUT", 0.3)
+    mixed = SMALL | dict(share=0.25, text_share=0.25, text_source=str(corpus))
+    made = export.export(tmp_path / "m", "facts", **mixed)
+    assert [s["name"] for s in made["sources"]] == ["knowledge", "reasoning", "text"]
+    assert made["domains"] == ["knowledge", "reasoning", "text"]
+    ds = loader.open_dataset(tmp_path / "m")
+    assert list(ds.weights) == [1, 2, 1]
+    batch = loader.train_batches(ds, 44)[0]
+    shares = {domain: int((batch["domains"] == domain).any(axis=1).sum()) for domain in (1, 2, 3)}
+    assert shares == {1: 11, 2: 22, 3: 11}
+    ids = batch["tokens"][(batch["domains"] == 3).any(axis=1)]
+    assert set(np.unique(ids[ids > 255])) == {319}  # bytes, and an end that nothing else is
+    plain = export.export(tmp_path / "p", "facts", **SMALL)
+    assert "text_share" not in plain["generator"] and made["fingerprint"] != plain["fingerprint"]
+    with pytest.raises(UserError, match="pool=256 or more"):
+        export.facts_recipe(pool=128, value_bits=7, universe=100, facts=50, text_share=0.1)
+
+
 def test_exporting_facts_and_text_never_imports_tensorflow(corpus, tmp_path):
     code = (
         "import sys; from phi3_jax.data import export\n"
