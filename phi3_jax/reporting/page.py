@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import itertools
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -375,9 +376,10 @@ def _laws(study: Study, runs: list[Run], suffix: str) -> str:
 
     from phi3_jax.reporting import figures
     from phi3_jax.reporting import laws as pictures
+    from phi3_jax.scaling import fit as fitting
     from phi3_jax.scaling import forecast, laws
 
-    scores, parts = forecast.score(study), []
+    scores, parts, cards = forecast.score(study), [], {}
     held = {s.run for s in scores}
     for end in plotted_losses(endpoints(runs)):
         found = forecast.fit_runs([r for r in runs if r.name not in held], end)
@@ -401,6 +403,15 @@ def _laws(study: Study, runs: list[Run], suffix: str) -> str:
         parts.append(_figures([figures.Drawn(name, title, caption, *files)], (), runs))
         header, lines = pictures.law_table(fit, draws)
         parts.append(_table(header, [("", line) for line in lines]))
+        columns = {"n": "non_embedding", "d": "budget", "loss": end.column}
+        result = fitting.describe(fit, draws, len(set(clusters)) if clusters else len(fit.n), columns)
+        cards[end.column] = fitting.card(result, study.folder / "runs.csv")
+    if cards:
+        path = study.folder / f"fit_card{suffix}.json"
+        path.write_text(json.dumps(cards, indent=1) + "\n")
+        parts.append(
+            f'<p class="small">How these laws were fitted, as a checklist: <a href="{path.name}">{path.name}</a>.</p>'
+        )
     if scores:
         header, lines = pictures.score_table(scores)
         done = [s for s in scores if s.measured is not None]

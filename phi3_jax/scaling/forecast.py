@@ -74,8 +74,11 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def fit_runs(runs: Sequence[Run], endpoint: Endpoint) -> tuple[laws.Fit, list[str]] | None:
-    """(law of an endpoint, bootstrap cluster of each run: its trunk), or None where the runs do not determine one.
+def fit_runs(runs: Sequence[Run], endpoint: Endpoint) -> tuple[laws.Fit, list[str] | None] | None:
+    """(law of an endpoint, bootstrap cluster of each run), or None where the runs do not determine one.
+
+    Forks share their trunk's noise, so that trunks are clusters; of fewer than eight nothing can be resampled, and the
+    clusters are None: the runs themselves.
 
     N is non-embedding parameters, D the run's tokens, the loss that of its last evaluation.
     """
@@ -85,7 +88,8 @@ def fit_runs(runs: Sequence[Run], endpoint: Endpoint) -> tuple[laws.Fit, list[st
             [run.size for run in there], [run.budget for run in there],
             [run.finals[endpoint.key]["value"] for run in there],
         )  # fmt: skip
-        return laws.fit(n, d, loss), [str(run.parent or run.name) for run in there]
+        trunks = [str(run.parent or run.name) for run in there]
+        return laws.fit(n, d, loss), trunks if len(set(trunks)) >= 8 else None
     except UserError:
         return None
 

@@ -71,7 +71,7 @@ def fit_over_training(n: np.ndarray, m: np.ndarray, loss: np.ndarray) -> OverTra
 
 def error_law(loss: np.ndarray, eps: float, k: float, gamma: float) -> np.ndarray:
     """Downstream top-1 error of a model: eps - k exp(-gamma L) (Gadre et al., equation 5)."""
-    return eps - k * np.exp(-gamma * loss)
+    return eps - k * np.exp(np.minimum(-gamma * loss, 500.0))
 
 
 def fit_error_law(loss: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -154,15 +154,38 @@ def bootstrap(
     """Laws fitted to resampled runs, (draws, 5): E, A, B, alpha, beta.
 
     Runs are drawn with replacement, or with `clusters` (one label a run) whole clusters: the forks of one trunk share its
-    noise. Each search starts at the fit's own optimum.
+    noise. A draw that has lost the sizes or token counts that the law needs is drawn again, which makes intervals from few
+    clusters a little narrow. Each search starts at the fit's own optimum.
+
+    Raises:
+      UserError: fewer than six clusters, or hardly any draw keeps what the law needs.
     """
     labels = np.arange(len(fitted.n)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    groups = int(labels.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    groups, rng = int(labels.max()) + 1, np.random.default_rng(seed)
+    weights = np.empty((0, len(labels)))
+    for _ in range(20):
+        if len(weights) >= draws or groups < 6:
+            break
+        counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)[:, labels].astype(float)
+        weights = np.concatenate([weights, counts[_determined(fitted, counts > 0)]])
+    if len(weights) < draws:
+        raise UserError(
+            f"{groups} clusters are too few to resample: 6 or more are needed, and draws that keep three sizes and three "
+            "token counts; add seeds or sizes, or leave the clusters out"
+        )
     problem = _Problem(fitted.n, fitted.d, fitted.loss, delta)
     start = np.repeat(problem.theta(fitted.law)[None], draws, axis=0)
-    theta, _ = problem.search(start, counts[:, labels].astype(float))
+    theta, _ = problem.search(start, weights[:draws])
     return np.array([dataclasses.astuple(problem.law(t)) for t in theta])
+
+
+def _determined(fitted: Fit, drawn: np.ndarray) -> np.ndarray:
+    """Which draws (draws, runs) of bool keep six runs, three sizes and three token counts."""
+    enough = drawn.sum(1) >= 6
+    for label in (sizes(fitted.n), sizes(fitted.d)):
+        seen = np.stack([drawn[:, label == k].any(1) for k in range(label.max() + 1)], axis=1)
+        enough &= seen.sum(1) >= 3
+    return enough
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

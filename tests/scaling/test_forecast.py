@@ -44,6 +44,8 @@ def test_a_law_that_holds_is_forecast_within_a_percent_and_scored(folder: Path) 
     assert all(abs(s.error) < 0.01 for s in scores) and sum(bool(s.inside) for s in scores) >= 5
     page = write_report(folder).read_text()
     assert "Forecasts, written down before these runs started" in page and "starred runs were forecast" in page
+    cards = json.loads((folder / "fit_card.json").read_text())
+    assert set(cards) == {"text/docs/loss", "text/code/loss"} and cards["text/docs/loss"]["data"]["points"] == 16
 
 
 def test_before_the_runs_nothing_is_scored(tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_clusters_that_repeat_every_run_leave_the_intervals_as_wide_as_without_c
     assert clustered == pytest.approx(plain, rel=0.15) and naive < 0.6 * plain
 
 
+def test_a_draw_keeps_what_the_law_needs_and_too_few_clusters_are_refused() -> None:
+    n, d = (g.ravel() for g in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11]))
+    fitted = laws.fit(n, d, TRUE(n, d) * np.exp(0.01 * np.random.default_rng(0).normal(size=9)))
+    draws = laws.bootstrap(fitted, 100)
+    assert draws.shape == (100, 5) and np.isfinite(draws).all()
+    with pytest.raises(UserError, match="3 clusters are too few to resample"):
+        laws.bootstrap(fitted, 100, clusters=n)  # every draw that keeps the three sizes would be the data themselves
+
+
 def test_profiles_hold_the_optimum_and_widen_with_noise() -> None:
     widths = []
     for noise in (0.005, 0.02):
