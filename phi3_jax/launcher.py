@@ -26,7 +26,7 @@ from phi3_jax.cluster import STOPPED, cluster
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.planning import memory
-from phi3_jax.scaling import forecast, power
+from phi3_jax.scaling import forecast
 
 OPTIONS = ("--config", "--workdir", "--resume", "--run")
 ERROR = "error.txt"  # in a run's folder: why its last start failed
@@ -248,9 +248,11 @@ def _power(config: ConfigDict, runs: Sequence[RunConfig]) -> list[str]:
     sizes = {r.model.member: r.model.matrix_params for r in runs if rule and r.arm == rule.arms[0]}
     if not {"mini", "small", "medium"} <= sizes.keys():
         return []
-    trio = tuple(sizes[m] for m in ("mini", "small", "medium"))
     if config.seeds < 2:
         return ["power: one seed shows the shape and tests nothing; seeds=3 or more give intervals"]
+    from phi3_jax.scaling import power  # takes a second to import
+
+    trio = tuple(sizes[m] for m in ("mini", "small", "medium"))
     items = 6 * round(config.universe * config.size_factor)
     return [power.line(power.Design(trio, config.seeds, items, config.seed_sd, arms=2))]
 
