@@ -72,7 +72,7 @@ def parse_arguments(argument: str, targets: Sequence[str], words: Mapping[str, A
                 values[last].append(parse_count(piece))
             elif i == 0:
                 if piece not in targets:
-                    raise UserError(f"unknown model {piece!r}{nearest(piece, targets)}")
+                    raise UserError(f"unknown target {piece!r}{nearest(piece, targets)}")
                 target = piece
             else:
                 raise UserError(f"unknown word {piece!r}{nearest(piece, [f'{w}=' for w in words])}")

@@ -83,7 +83,8 @@ def describe(fitted: laws.Fit, draws: np.ndarray, clusters: int, names: dict[str
     if len(draws):
         with_a = np.column_stack([draws, draws[:, 4] / (draws[:, 3] + draws[:, 4])])
         low, high = laws.interval(with_a)
-        spread = with_a.std(axis=0, ddof=1)
+        with np.errstate(over="ignore"):  # a draw that determines no law can have any constants
+            spread = with_a.std(axis=0, ddof=1)
         keys = (*laws.NAMES, "a")
         out["intervals"] = {k: [float(x), float(y)] for k, x, y in zip(keys, low, high, strict=True)}
         out["standard_errors"] = {k: float(s) for k, s in zip(keys, spread, strict=True)}
