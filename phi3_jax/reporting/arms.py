@@ -224,7 +224,7 @@ def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
     for member, e in causal.frequency_thresholds(rows, here[0].arm).items():
         _bar(right, sizes[member], e, *size_style(member))
     _sizes(right, sizes)
-    right.set_ylabel("log2 of the frequency that half recall needs")
+    right.set_ylabel("log2 of the frequency\nthat half recall needs")
     return figure
 
 

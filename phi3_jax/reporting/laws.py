@@ -37,7 +37,9 @@ def frontier(fit: laws.Fit, scores: Sequence[Score], footer: str, unit: str = "n
     left.set_xscale("log")
     left.set_xlabel("training compute, 6 N D (FLOPs)")
     left.set_ylabel(f"loss ({unit})")
-    left.legend(title="non-embedding parameters", fontsize=8, title_fontsize=8.5, loc="upper right")
+    bottom, top = left.get_ylim()
+    left.set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend above the curves
+    left.legend(title="non-embedding parameters", fontsize=8, title_fontsize=8.5, loc="upper right", ncols=2)
     right.plot(np.log10(fit.law(fit.n, fit.d)), 100 * fit.residuals, "o", color="#0072B2", label="fitted runs")
     done = [s for s in scores if s.measured is not None]
     if done:
@@ -52,6 +54,9 @@ def frontier(fit: laws.Fit, scores: Sequence[Score], footer: str, unit: str = "n
         )
         for s, at in zip(done, x, strict=True):
             right.plot([at, at], [100 * np.log(v / s.value) for v in (s.low, s.high)], color="#D55E00", linewidth=1.2)
+    # An interval without an end is cut off: the points set the scale.
+    reach = max(np.abs(100 * fit.residuals).max(), *(abs(100 * np.log(s.measured / s.value)) for s in done), 0.5)
+    right.set_ylim(-1.6 * reach, 1.6 * reach)
     right.axhline(0, color="#333333", linewidth=1)
     right.set_xlabel("log10 of the predicted loss")
     right.set_ylabel("measured over predicted (%)")
