@@ -28,6 +28,7 @@ PARTS = (
     ("recipe", "...", "#FDBF6F"),
     ("remainder", "xx", "#BBBBBB"),
 )
+MARKS = {"knowledge": "o", "reasoning": "s", "commonsense": "D", "mixed": "^", "code": "v"}  # not by colour alone
 LINES = ("#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7", "#B8860B")
 
 
@@ -36,6 +37,10 @@ def _size_axis(ax: Axes) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(published.SIZES, ["3.8B", "7B", "14B"], fontsize=9)
     ax.set_xlim(published.SIZES[0] / 1.25, published.SIZES[-1] * 1.25)
+
+
+def _group_handles(ax: Axes) -> list:
+    return [ax.plot([], [], MARKS[g], color=c, label=g)[0] for g, c in GROUPS.items()]
 
 
 def curves(rows: Sequence[Benchmark]) -> Figure:
@@ -111,12 +116,13 @@ def forest(rows: Sequence[Benchmark], scale: str = "points") -> Figure:
             c = found[b.name]
             ax.plot(c.interval, [y, y], color="#333333", linewidth=1.4)
             sure = c.holm < 0.05
-            ax.plot([c.value], [y], "o", color=GROUPS[b.group], markerfacecolor=GROUPS[b.group] if sure else "white")
+            face = GROUPS[b.group] if sure else "white"
+            ax.plot([c.value], [y], MARKS[b.group], color=GROUPS[b.group], markerfacecolor=face)
         ax.axvline(0, color="#333333", linewidth=1)
         ax.set_xlabel(f"second step minus first, {unit}\nper doubling of {'parameters' if per == 'N' else 'compute'}")
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(order)), [b.name for b in order], fontsize=9)
-    handles = [axes[0].plot([], [], "o", color=c, label=g)[0] for g, c in GROUPS.items()]
+    handles = _group_handles(axes[0])
     handles += [axes[0].plot([], [], "o", color="#333333", markerfacecolor="white", label="not significant (Holm)")[0]]
     handles += axes[0].get_legend_handles_labels()[0][:1] if scale == "points" else []
     figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=8.5)
@@ -132,13 +138,14 @@ def versions() -> Figure:
         found = gains.contrasts(rows)
         ax.axline((0, 0), slope=1, color="#333333", linewidth=1)
         for b, c in zip(rows, found, strict=True):
-            ax.plot([c.first], [c.second], "o", color=GROUPS[b.group])
+            ax.plot([c.first], [c.second], MARKS[b.group], color=GROUPS[b.group])
             if abs(c.value) > 11:
                 ax.annotate(b.name, (c.first, c.second), (5, 3), textcoords="offset points", fontsize=8)
         below = sum(c.value < 0 for c in found)
         ax.set_title(f"{title}: {below} of {len(found)} below the line", loc="left", fontsize=9.5)
         ax.set_xlabel("gain 3.8B to 7B\n(points per doubling of parameters)")
     figure.axes[0].set_ylabel("gain 7B to 14B\n(points per doubling of parameters)")
+    figure.legend(handles=_group_handles(figure.axes[0]), loc="outside upper left", ncols=5)
     return figure
 
 
@@ -178,7 +185,7 @@ def same_recipe(rows: Sequence[Benchmark]) -> Figure:
             off = -(d.recipe + d.remainder) / (1 / d1 + 1 / d2)
             half = 196 * np.sqrt(b.scores[1] * (1 - b.scores[1]) / b.n)
             ax.plot([off - half, off + half], [y, y], color=colour, linewidth=1.4)
-            ax.plot([off], [y], "o", color=colour)
+            ax.plot([off], [y], MARKS[group], color=colour)
             ticks.append(b.name)
             y += 1
     ax.axvline(0, color="#333333", linewidth=1)

@@ -172,7 +172,8 @@ class Decomposition:
       points, beyond the compute part, of the curve with the same ends (mini, medium) and logit gains in proportion to
       compute.
     recipe: phi-3-small has a recipe of its own, mini and medium share one. Where the middle point lies off that curve,
-      by the skill group's mean deviation, the contrast moves by -deviation (1 / d1 + 1 / d2).
+      by the median deviation of its skill group, the contrast moves by -deviation (1 / d1 + 1 / d2). The median, because
+      one outlier (MATH, TriviaQA) would give its own deviation to its whole group.
     remainder: the benchmark's own deviation beyond its group's: what is left to the data mixture, and to noise.
     """
 
@@ -189,7 +190,7 @@ def decompose(rows: Sequence[Benchmark]) -> list[Decomposition]:
     """The split of every benchmark.
 
     It is a description under assumptions, not an identification: three points cannot tell the middle model's recipe from a
-    change of slope; the group's mean is taken as recipe because a data optimum would have to fail alike on all of a
+    change of slope; the group's median is taken as recipe because a data optimum would have to fail alike on all of a
     group's benchmarks to look the same.
     """
     d1, d2 = np.diff(np.log2(published.SIZES))
@@ -210,7 +211,7 @@ def decompose(rows: Sequence[Benchmark]) -> list[Decomposition]:
     out = []
     for b, c in zip(rows, contrasts(rows), strict=True):
         compute, ceiling, off = found[b.name]
-        shared = float(np.mean(groups[b.group]))
+        shared = float(np.median(groups[b.group]))
         recipe = -shared * (1 / d1 + 1 / d2)
         remainder = -(off - shared) * (1 / d1 + 1 / d2)
         out.append(Decomposition(b.name, compute, ceiling, recipe, remainder, c.value, c.stderr))

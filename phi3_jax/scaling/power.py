@@ -55,6 +55,10 @@ class Design:
 
 def check(design: Design) -> None:
     """Raises UserError for a design that cannot be tested."""
+    if not np.isfinite([*design.sizes, design.seed_sd, design.accuracy]).all():
+        raise UserError(
+            f"sizes={design.sizes}, seed_sd={design.seed_sd}, accuracy={design.accuracy} must be finite numbers"
+        )
     if len(design.sizes) != 3 or not design.sizes[0] < design.sizes[1] < design.sizes[2] or design.sizes[0] <= 0:
         raise UserError(f"sizes={','.join(f'{s:g}' for s in design.sizes)} must be three rising numbers of parameters")
     if design.seeds < 2:
@@ -105,6 +109,11 @@ def simulate(design: Design, effect: float, trials: int = 4000, seed: int = 0, l
     return float(np.mean(np.abs(t) > stats.t.ppf(1 - level / 2, design.seeds - 1)))
 
 
+def beyond_ceiling(design: Design, effect: float) -> bool:
+    """Whether the effect would put the largest size above 100 %, so that no study can show it."""
+    return bool(100 * design.accuracy + effect / design.weights[2] > 100)
+
+
 def line(design: Design) -> str:
     """One sentence for a study's start."""
     what = "an interaction" if design.arms == 2 else "a contrast"
@@ -143,12 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effect = detectable(design)
     result = asdict(design) | {
         "stderr": design.stderr, "detectable": effect, "detectable_if_noise_were_known": normal_effect(design),
-        "simulated_power_there": simulate(design, effect),
+        "simulated_power_there": simulate(design, effect), "beyond_ceiling": beyond_ceiling(design, effect),
     }  # fmt: skip
     if as_json:
         print(json.dumps(result))
         return 0
     print(line(design))
+    if beyond_ceiling(design, effect):
+        print(f"  out of reach: from {100 * design.accuracy:g} % right, the largest size would have to pass 100 %")
     print(f"  standard error {design.stderr:.2f}; {normal_effect(design):.1f} if the noise were known")
     print(f"  simulated power at {effect:.1f} points: {result['simulated_power_there']:.2f} of 4,000 studies")
     return 0

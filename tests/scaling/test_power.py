@@ -38,12 +38,16 @@ def test_simulated_power_is_that_of_the_formula(arms: int, seeds: int) -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert power.main(["--json", "--arms", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["detectable"] > found["detectable_if_noise_were_known"] > 0
+    assert found["detectable"] > found["detectable_if_noise_were_known"] > 0 and not found["beyond_ceiling"]
+    assert power.main(["--accuracy", "0.9"]) == 0
+    assert "out of reach" in capsys.readouterr().out
     for words, said in (
         (["--sizes", "3,2,1"], "three rising numbers"),
         (["--sizes", "a,b,c"], "not three numbers"),
         (["--seeds", "1"], "needs 2 or more"),
         (["--accuracy", "1.5"], "accuracy=1.5"),
+        (["--seed_sd", "nan"], "must be finite"),
+        (["--sizes", "1,2,inf"], "must be finite"),
     ):
         assert power.main(words) == 2
         error = capsys.readouterr().err

@@ -108,7 +108,8 @@ def test_the_table_of_families_is_what_its_source_gives() -> None:
     made = published.family_gains(FAMILIES)
     kept = published.families()
     assert [(r["family"], r["benchmark"]) for r in made] == [(r["family"], r["benchmark"]) for r in kept]
-    assert np.allclose([r["second"] for r in made], [r["second"] for r in kept], atol=1e-4)
+    for key in ("small", "middle", "large", "first", "second"):
+        assert np.allclose([r[key] for r in made], [r[key] for r in kept], atol=1e-4), key
 
 
 def test_the_parts_of_a_contrast_sum_to_it() -> None:
@@ -132,6 +133,29 @@ def test_the_decomposition_names_the_cause_that_was_put_in() -> None:
     assert one.recipe > 5 and abs(one.remainder) < 0.5 and abs(other.remainder) < 0.5
     near, far = gains.decompose([made(2.5, 0.0), made(-1.0, 0.0)])
     assert near.ceiling < -0.5 < far.ceiling
+
+
+def test_the_pooled_mean_is_der_simonian_and_laird_s() -> None:
+    """Three contrasts by hand: weights 1, 1, 1/4, fixed mean 4/3, Q = 8, C = 2.25 - 2.0625 / 2.25, tau^2 = (Q - 2) / C."""
+    made = [
+        gains.Contrast("a", "points", "N", 0, 0, 0.0, 1.0, 1, 1), gains.Contrast("b", "points", "N", 0, 0, 3.0, 1.0, 1, 1),
+        gains.Contrast("c", "points", "N", 0, 0, 0.0, 2.0, 1, 1),
+    ]  # fmt: skip
+    weights = np.array([1, 1, 0.25])
+    fixed = 3 / 2.25
+    q = float(np.sum(weights * (np.array([0, 3, 0]) - fixed) ** 2))
+    tau2 = (q - 2) / (2.25 - 2.0625 / 2.25)
+    random = 1 / (np.array([1, 1, 4]) + tau2)
+    found = gains.summary(made)
+    assert found.between_sd == pytest.approx(math.sqrt(tau2)) and tau2 > 0
+    assert found.pooled == pytest.approx(3 * random[1] / random.sum())
+    assert found.pooled_stderr == pytest.approx(1 / math.sqrt(random.sum()))
+
+
+def test_one_outlier_does_not_give_its_group_a_recipe() -> None:
+    parts = {d.benchmark: d for d in gains.decompose(ROWS)}
+    assert abs(parts["GSM-8K"].recipe) < 4 and parts["MATH"].remainder > 20
+    assert parts["MedQA"].recipe < 4  # TriviaQA alone would make it 8.5
 
 
 def test_holm_and_equivalence() -> None:
