@@ -87,6 +87,9 @@ def residual_panels(fit: laws.Fit, footer: str) -> Figure:
         ax.plot(x, 100 * fit.residuals, "o", color="#0072B2")
         ax.axhline(0, color="#333333", linewidth=1)
         ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ticks = np.geomspace(x.min(), x.max(), 4)
+        ax.set_xticks(ticks, [human(t, 2) for t in ticks])
         ax.set_xlabel(name)
     figure.axes[0].set_ylabel("measured over predicted (%)")
     return figure
@@ -103,7 +106,7 @@ def corner(draws: np.ndarray, fit: laws.Fit, footer: str) -> Figure:
             if j > i:
                 ax.set_axis_off()
                 continue
-            low, high = np.quantile(draws[:, b], (0.005, 0.995))
+            low, high = np.quantile(draws[:, b], (0.02, 0.98))
             if i == j:
                 ax.hist(draws[:, a], bins=40, range=(low, high), color="#A6CEE3", edgecolor="#333333", linewidth=0.4)
                 ax.axvline(getattr(fit.law, names[i]), color="#D55E00")
@@ -111,7 +114,7 @@ def corner(draws: np.ndarray, fit: laws.Fit, footer: str) -> Figure:
             else:
                 ax.plot(draws[:, b], draws[:, a], ".", color="#0072B2", markersize=2, alpha=0.4)
                 ax.plot([getattr(fit.law, names[j])], [getattr(fit.law, names[i])], "X", color="#D55E00", markersize=8)
-                ax.set_ylim(*np.quantile(draws[:, a], (0.005, 0.995)))
+                ax.set_ylim(*np.quantile(draws[:, a], (0.02, 0.98)))
             ax.set_xlim(low, high)
             if i == 2:
                 ax.set_xlabel(names[j])
