@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation.statistics import Estimate
 from phi3_jax.reporting.figures import STYLE, Drawn, _figure, size_style
-from phi3_jax.reporting.table import human
+from phi3_jax.reporting.table import MEMBERS, human
 from phi3_jax.scaling import causal
 from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
 
@@ -42,7 +42,9 @@ def _bar(ax: Axes, x: float, e: Estimate, colour: str, marker: str, **more: Any)
 def _sizes(ax: Axes, sizes: Mapping[str, float]) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(list(sizes.values()), [f"{m}\n{human(n)}" for m, n in sizes.items()], fontsize=9)
+    # Sizes in between stand lower, so that labels do not meet.
+    names = [f"{m}\n{human(n)}" if m in MEMBERS else f"\n\n{human(n)}" for m, n in sizes.items()]
+    ax.set_xticks(list(sizes.values()), names, fontsize=9)
     ax.set_xlim(min(sizes.values()) / 1.25, max(sizes.values()) * 1.25)
     ax.set_xlabel("non-embedding parameters")
 
