@@ -10,7 +10,7 @@ Words after the colon, separated by commas:
     seed=0  seeds=1                        first seed, number of seeds
     scale=pico|nano|micro                  of the ladder of widths
 
-Cost on 2 CPU cores: about 10 minutes.
+Cost on 2 CPU cores: 13 minutes (on a machine that did other work too).
 
 Sizes differ in width alone (53k to 652k non-embedding parameters at one depth), so that the law is one of size. Budgets
 keep below one pass over the text, so that no token repeats. The runs of the largest size and of the largest budget come

@@ -7,7 +7,7 @@ Words after the colon, separated by commas:
     seed=10  seeds=1         first seed, number of seeds
     tokens=1M                of each run
 
-Cost on 2 CPU cores: about 12 minutes.
+Cost on 2 CPU cores: 15 minutes (on a machine that did other work too).
 
 Five learning rates, a factor of 2 apart, at widths 32, 64 and 112 of one depth, on the corpora of
 `data_optimal.py`'s filtered arm. Under muP the best rate should be the same at each width (arXiv:2203.03466); under the

@@ -185,9 +185,8 @@ def controls(rows: Sequence[Row], footer: str) -> Figure | None:
     )
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     axes[0].set_ylabel("arm (seeds)")
-    handles = [
-        axes[0].plot([], [], size_style(m)[1], color=size_style(m)[0], label=m)[0] for m in ("mini", "small", "medium")
-    ]
+    drawn = dict.fromkeys(row.member for row in sorted(rows, key=lambda row: row.size) if row.arm in arms)
+    handles = [axes[0].plot([], [], size_style(m)[1], color=size_style(m)[0], label=m)[0] for m in drawn]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 

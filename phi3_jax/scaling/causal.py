@@ -232,13 +232,20 @@ class BestShare:
 
 
 def best_shares(rows: Sequence[Row], shares: Mapping[str, float], endpoints: Sequence[str]) -> dict[str, BestShare]:
-    """{member: BestShare} by the mean of the endpoints, over the seeds that every arm has."""
-    tables = {arm: [scores(rows, arm, end) for end in endpoints] for arm in shares if any(r.arm == arm for r in rows)}
+    """{member: BestShare} by the mean of the endpoints, over the seeds that every arm has; {} unless all sizes have one.
+
+    An arm without a seed of all three sizes, as in a study that still runs, is left out of the grid.
+    """
+    tables = {}
+    for arm in shares:
+        found = {row.member: {r.seed for r in rows if (r.arm, r.member) == (arm, row.member)} for row in rows}
+        if set.intersection(*(found.get(member, set()) for member in MEMBERS)):
+            tables[arm] = [scores(rows, arm, end) for end in endpoints]
     out = {}
     for member in MEMBERS:
-        seeds = _paired(*(t.get(member, {}) for tabs in tables.values() for t in tabs))
+        seeds = _paired(*(t.get(member, {}) for tabs in tables.values() for t in tabs)) if tables else []
         if not seeds:
-            continue
+            return {}
         grid = tuple(shares[arm] for arm in tables)
         values = np.array([[np.mean([t[member][s] for t in tabs]) for s in seeds] for tabs in tables.values()])
         by_seed = {s: grid[int(values[:, i].argmax())] for i, s in enumerate(seeds)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def keep(folder: Path, out: Path) -> list[Path]:
         "git_commits": sorted({r["git_commit"] for r in records if r.get("git_commit")}),
         "machine": {
             "device": sorted({r["device"] for r in records if r.get("device")}),
-            "processor": _processor(), "cores": design.get("cores"), "python": platform.python_version(),
+            "processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(),
         },
         "seconds": sum(s for run in study.runs if (s := run.status_file.get("seconds"))),
     }  # fmt: skip

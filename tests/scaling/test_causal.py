@@ -114,6 +114,16 @@ def test_the_best_share_rises_with_size_where_it_was_made_to() -> None:
     assert best["medium"].at_edge and not best["small"].at_edge
 
 
+def test_arms_that_still_run_are_left_out_and_do_not_stop_the_verdict() -> None:
+    whole, part = rows(PILOT), rows({"facts3000": PILOT["filtered"]})
+    half = [row for row in part if row.member == "medium"]
+    verdict = decide(whole + half)
+    assert verdict.best == decide(whole).best and set(verdict.best) == set(SIZES)
+    assert len(decide(whole + part).best["mini"].shares) == 3
+    other = [causal.Row(r.arm, r.member, r.size, r.seed + 50, r.scores, r.record) for r in part]
+    assert decide(whole + other).best == {}  # no seed in common: nothing is said of the best share
+
+
 def test_thresholds_in_frequency_are_where_half_is_recalled() -> None:
     table = []
     for i, (member, size) in enumerate(SIZES.items()):
