@@ -246,8 +246,9 @@ def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: st
             )
             colour, marker = size_style(member)
             ax.plot(
-                [x for x, _ in points], [e.value for _, e in points], color=colour, label=f"{member} ({human(size)})"
-            )
+                [x for x, _ in points], [e.value for _, e in points], color=colour, marker=marker,
+                label=f"{member} ({human(size)})",
+            )  # fmt: skip
             for x, e in points:
                 _bar(ax, x, e, colour, marker)
             if points:
