@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from phi3_jax.interop.convert import main
+from phi3_jax.commands import run
+from phi3_jax.interop.convert import command
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], __doc__))
+    sys.exit(run(sys.argv[1:], __doc__, command))

@@ -36,6 +36,7 @@ def base_config() -> ConfigDict:
                 universe=unset(int),  # facts the benchmark asks for; default 9,000 at pico
                 frequency="uniform",
                 value_bits=8,
+                reading=unset(float),  # share of tokens that teach to answer from a sentence in context; default 0
                 seed=0,
             ),
             optim=dict(

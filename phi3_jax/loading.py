@@ -15,7 +15,7 @@ import numpy as np
 from phi3_jax.configs import ModelConfig, model_from_dict
 from phi3_jax.data import tokenizers
 from phi3_jax.errors import UserError
-from phi3_jax.interop import hf_config, huggingface
+from phi3_jax.interop import hf_config, huggingface, quantized
 from phi3_jax.models import decoder
 from phi3_jax.models.spec import map_specs, param_specs
 from phi3_jax.training import checkpoint, streaming
@@ -99,7 +99,7 @@ def load(path: str | Path, *, window_rule: str = "transformers", dtype: Any = No
     """Loads a model.
 
     Args:
-      path: "hf:FOLDER" with config.json and *.safetensors; or a run's folder, or one of its checkpoints.
+      path: "hf:FOLDER" with config.json and *.safetensors; or a run's folder, one of its checkpoints, or a quantised run.
       window_rule: for "hf:" folders, how many keys `sliding_window` means: "transformers" or "released"
         (`ModelConfig.window_keys`).
       dtype: in which to compute; default: that of the stored parameters.
@@ -115,6 +115,12 @@ def load(path: str | Path, *, window_rule: str = "transformers", dtype: Any = No
         source = huggingface.open_folder(folder, cfg)
         params = place(cfg, source.dtypes, functools.partial(huggingface.read_parts, source), shardings)
         kept = folder
+    elif (Path(text) / quantized.RECORD).exists():
+        run = Path(text)
+        cfg, kept = run_config(run), run / KEPT
+        if shardings is not None:
+            raise UserError(f"{run} is quantised, which runs on one device; load the model it was made from")
+        params, dtype = quantized.Reader(run, cfg).params(), dtype or jnp.float32
     else:
         run, step = find_run(Path(text))
         cfg, kept = run_config(run), run / KEPT

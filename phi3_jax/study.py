@@ -38,6 +38,7 @@ FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch h
 TEXT_BATCH_TOKENS = 2048
 FULL_BATCH_TOKENS = 4 * 2**20
 K_FACTS = {"pico": 1, "nano": 4, "micro": 32}  # facts grow with the parameters
+SOURCES = ("knowledge", "reasoning", "reading", "text")  # that an arm may give tokens to
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -194,11 +195,11 @@ class Arm:
 def arms(config: Any, scale: str) -> list[Arm]:
     """A study as plain studies: itself, or where `config.arms` says so one a seed and arm, seeds outermost.
 
-    An arm is {facts, knowledge, reasoning, text}: facts in the corpus and tokens of each domain, absolute numbers at
-    pico scale (more by `K_FACTS` at others), and where it differs from the study also {sizes, seeds, ladder, mup,
-    value_bits, frequency, peak_lr, budgets}; `seeds` is how many of the study's seeds it takes part in, `budgets` gives
-    sizes other token counts than the sum. Every seed has a universe of facts and reasoning items of its own. All counts
-    are multiplied by `config.size_factor`. Arms that differ in the training alone share their data.
+    An arm is {facts, knowledge, reasoning, reading, text}: facts in the corpus and tokens of each source, absolute
+    numbers at pico scale (more by `K_FACTS` at others), and where it differs from the study also {sizes, seeds, ladder,
+    mup, value_bits, frequency, peak_lr, budgets}; `seeds` is how many of the study's seeds it takes part in, `budgets`
+    gives sizes other token counts than the sum. Every seed has a universe of facts and reasoning items of its own. All
+    counts are multiplied by `config.size_factor`. Arms that differ in the training alone share their data.
     """
     if not config.get("arms"):
         return [Arm("", Path("data"), config)]
@@ -211,14 +212,15 @@ def arms(config: Any, scale: str) -> list[Arm]:
             if i >= arm.get("seeds", config.seeds):
                 continue
             one = ConfigDict(config.to_dict())
-            counts = {key: arm.get(key, 0) * factor for key in ("facts", "knowledge", "reasoning", "text")}
-            total = counts["knowledge"] + counts["reasoning"] + counts["text"]
+            counts = {key: arm.get(key, 0) * factor for key in ("facts", *SOURCES)}
+            total = sum(counts[key] for key in SOURCES)
             one.arms, one.seed, one.seeds = {}, config.seed + i, 1
             for key in ("sizes", "ladder", "mup"):
                 one[key] = arm.get(key, config[key])
             one.data.update(
                 source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
-                share=counts["knowledge"] / total, text_share=counts["text"] / total, seed=one.seed,
+                share=counts["knowledge"] / total, text_share=counts["text"] / total, reading=counts["reading"] / total,
+                seed=one.seed,
                 value_bits=arm.get("value_bits", one.data.value_bits), frequency=arm.get("frequency", one.data.frequency),
             )  # fmt: skip
             if arm.get("peak_lr"):
@@ -257,7 +259,7 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
         facts = universe // 2 if data.facts is None else data.facts
         # 65,536 names fit the pool of 256 ids; larger ladders draw names from 1,024.
         pool = 256 if universe <= 256**2 else 1024
-        shares = {key: data[key] for key in ("share", "text_share") if data.get(key) is not None}
+        shares = {key: data[key] for key in ("share", "text_share", "reading") if data.get(key) is not None}
         return dict(
             data="facts", facts=facts, universe=universe, frequency=data.frequency, value_bits=data.value_bits,
             pool=pool, seed=data.seed, tokens=largest, **shares,
@@ -539,8 +541,9 @@ def select_runs(names: Sequence[str], asked: Sequence[AskedRun], runs: Sequence[
 
 
 def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `dataclasses.asdict` after JSON."""
-    fields = dict(tree) | {
+    """The inverse of `dataclasses.asdict` after JSON; keys that are no field, as a run's config.json has, are left out."""
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    fields = {k: v for k, v in tree.items() if k in known} | {
         "model": model_from_dict(tree["model"]),
         "optim": OptimConfig(**tree["optim"]),
         "data": DataConfig(**tree["data"]),

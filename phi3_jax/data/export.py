@@ -37,6 +37,7 @@ from array_record.python import array_record_module
 from phi3_jax.data import manifest as manifests
 from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora import facts as facts_corpus
+from phi3_jax.data.corpora import reading as reading_corpus
 from phi3_jax.data.corpora import reasoning, text
 from phi3_jax.data.windows import Windows, encode, pack_documents, record_dtype
 from phi3_jax.errors import UserError
@@ -136,6 +137,7 @@ def facts_recipe(
     share: float | None = None,
     text_share: float = 0.0,
     text_source: str = "pydocs",
+    reading: float = 0.0,
     seed: int = 0,
 ) -> Recipe:
     """The controlled corpora: compact facts (repeat in fresh orders), reasoning items (never repeat), and real text.
@@ -146,30 +148,33 @@ def facts_recipe(
       share: of the tokens that are facts; default facts / (2 universe), so that each fact is seen equally often
         whatever the filter keeps (1/4 of the tokens at 4,500 of 9,000 facts, 1/2 at 9,000).
       text_share: of the tokens that are the bytes of `text_source`, whose ids are the shared pool's; reasoning items
-        take what facts and text leave.
+        take what facts, text and reading leave.
+      reading: share of the tokens that teach to answer from a sentence in context; they count as reasoning in the loss.
+        With it come three more evals of knowledge, with search (see corpora.reading); at 0 nothing changes.
       seed: of the universe and of the training items.
     """
     people = facts_corpus.Universe(universe, facts, pool, value_bits, frequency, seed)
     share = facts / (2 * universe) if share is None else share
-    if not 0 <= min(share, text_share) <= share + text_share <= 1 or tokens < 1:
+    if not 0 <= min(share, text_share, reading) <= share + text_share + reading <= 1 or tokens < 1:
         raise UserError(
-            f"share={share}, text_share={text_share} and tokens={tokens} need 0 <= share <= 1, both shares at most 1 "
-            "together, and tokens >= 1"
+            f"share={share}, text_share={text_share}, reading={reading} and tokens={tokens} need 0 <= share <= 1, the "
+            "shares at most 1 together, and tokens >= 1"
         )
     window = reasoning.Layout().window
     total = -(-tokens // window)
-    ratio, prose = (Fraction(x).limit_denominator(1000) for x in (share, text_share))
-    unit = math.lcm(ratio.denominator, prose.denominator)
+    ratio, prose, read = (Fraction(x).limit_denominator(1000) for x in (share, text_share, reading))
+    unit = math.lcm(ratio.denominator, prose.denominator, read.denominator)
+    rest = 1 - ratio - prose - read
     sources, evals = [], []
     if ratio > 0:
         # One epoch, which the loader shuffles anew each time; rare facts, though, are not in every epoch.
         epochs = 1 if frequency == "uniform" else max(1, round(total * facts_corpus.PER_WINDOW * share / facts))
         windows = facts_corpus.compact_windows(people, people.order(seed, 0, epochs * facts))
         sources.append(Part("knowledge", [windows], weight=int(ratio * unit)))
-    if ratio + prose < 1:
-        count = int(total * (1 - ratio - prose)) + SPARE_WINDOWS
+    if rest > 0:
+        count = int(total * rest) + SPARE_WINDOWS
         parts = _chunks(count, lambda start, n: reasoning.generate(seed, start, n, pool=pool))
-        sources.append(Part("reasoning", parts, weight=int((1 - ratio - prose) * unit), fresh=True))
+        sources.append(Part("reasoning", parts, weight=int(rest * unit), fresh=True))
     known, extra = facts_corpus.eval_windows(people)
     evals.append(Part("knowledge", [known], meter="knowledge", extra=extra))
     items = reasoning.generate(EVAL_SEED, 0, EVAL_ITEMS, stream="eval", pool=pool)
@@ -177,6 +182,15 @@ def facts_recipe(
     generator = dict(version=VERSION, data="facts", tokens=tokens, facts=facts, universe=universe)
     generator |= dict(frequency=frequency, pool=pool, value_bits=value_bits, share=share, seed=seed)
     domains, inputs = ["knowledge", "reasoning"], []
+    if read:
+        count = min(max(1, round(total * read)), pool**2 - universe)  # the loader begins again where they are too few
+        pairs = reading_corpus.train_pairs(people, seed, count)
+        parts = _chunks(count, lambda at, n: reading_corpus.windows_of(people, *pairs[:, at : at + n]))
+        sources.append(Part("reading", parts, weight=int(read * unit)))
+        for name, passage in reading_corpus.passages(people).items():
+            asked, extra = reading_corpus.eval_windows(people, passage)
+            evals.append(Part(name, [asked], meter="knowledge", extra=extra))
+        generator |= dict(reading=reading)
     if prose:
         if pool < 256:
             raise UserError(f"text_share={text_share} needs pool=256 or more, the ids of bytes; pool is {pool}")
@@ -542,6 +556,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("--share", float, "facts: share of the tokens that are facts"),
         ("--text-share", float, "facts: share of the tokens that are text"),
         ("--text-source", str, "facts: the text, as --data names it"),
+        ("--reading", float, "facts: share of the tokens that teach to read from context"),
         ("--seed", int, "of synthetic data"),
     ):
         parser.add_argument(name, type=kind, default=argparse.SUPPRESS, help=what)
@@ -562,7 +577,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-_FACTS_ONLY = {"tokens", "facts", "universe", "frequency", "pool", "value_bits", "share", "text_share", "text_source"}
+_FACTS_ONLY = {
+    "tokens", "facts", "universe", "frequency", "pool", "value_bits", "share", "text_share", "text_source", "reading",
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ import numpy as np
 from phi3_jax.errors import UserError
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+STORED = DTYPES | {"U8": np.dtype(np.uint8)}  # also of quantised models, which are no Hugging Face folders
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -34,7 +35,7 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def _header(path: Path) -> dict[str, Entry]:
+def header(path: Path) -> dict[str, Entry]:
     """Entries of one file, each checked to lie inside it."""
     try:
         size = path.stat().st_size
@@ -43,9 +44,9 @@ def _header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > size - 8:
                 raise UserError(f"{path} is truncated: {size} bytes, its header alone needs more; fetch it again")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        fields = {k: (v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()}
+            table = json.loads(file.read(length))
+        table.pop("__metadata__", None)
+        fields = {k: (v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -57,7 +58,7 @@ def _header(path: Path) -> dict[str, Entry]:
         problem = "truncated" if size < whole else "damaged"
         raise UserError(f"{path} is {problem}: {size} bytes, its header says {whole}; fetch it again")
     for name, (dtype, shape, begin, end) in fields.items():
-        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        if dtype in STORED and end - begin != math.prod(shape) * STORED[dtype].itemsize:
             raise UserError(f"{path} is damaged: {name} is {dtype}{list(shape)} in {end - begin} bytes; fetch it again")
     return {k: Entry(path, 8 + length + begin, dtype, shape) for k, (dtype, shape, begin, _) in fields.items()}
 
@@ -93,7 +94,7 @@ def find(folder: Path) -> dict[str, Entry]:
         raise UserError(f"{folder} holds no *.safetensors files")
     entries: dict[str, Entry] = {}
     for path in paths:
-        found = _header(path)
+        found = header(path)
         if twice := sorted(set(found) & set(entries)):
             raise UserError(f"{path} and {entries[twice[0]].path.name} both hold {', '.join(twice)}; remove one file")
         entries |= found
@@ -131,16 +132,18 @@ class Files:
             done += os.pwrite(self._open[path], view[done:], offset + done)
 
 
-def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], folder: Path) -> dict[str, Entry]:
+def plan(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], folder: Path, single: str | None = None
+) -> dict[str, Entry]:
     """Creates the files for `tensors` ({name: (dtype, shape)}): headers written, space reserved, index beside them.
 
-    One `model.safetensors`, or shards of at most 5 GB (one tensor at least) and an index.
+    One `model.safetensors`, or shards of at most 5 GB (one tensor at least) and an index; or one file called `single`.
     """
-    sizes = {k: math.prod(shape) * DTYPES[dtype].itemsize for k, (dtype, shape) in tensors.items()}
+    sizes = {k: math.prod(shape) * STORED[dtype].itemsize for k, (dtype, shape) in tensors.items()}
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > SHARD_BYTES:
+        if shards[-1] and filled + size > SHARD_BYTES and single is None:
             shards.append([])
             filled = 0
         shards[-1].append(name)
@@ -148,7 +151,9 @@ def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], folder: Path) -> di
     entries, where = {}, {}
     for i, names in enumerate(shards):
         one = len(shards) == 1
-        path = folder / ("model.safetensors" if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
+        path = folder / (
+            single or "model.safetensors" if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name in names:
             dtype, shape = tensors[name]

@@ -19,8 +19,9 @@ from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models import experts
 from phi3_jax.models.attention import Mask, attend
-from phi3_jax.models.layers import activate, linear, norm, split_linear
+from phi3_jax.models.layers import activate, linear, linears, norm, product, slow_product
 from phi3_jax.models.layout import ANYWHERE, Layout, explicit, join, spec_of
+from phi3_jax.models.quantized import Product, QuantizedTensor
 from phi3_jax.models.rotary import rope_table, rotate
 
 Tree = Any
@@ -38,25 +39,26 @@ def layer(
     params: Tree,
     table: jax.Array,
     cfg: ModelConfig,
-    mask: Mask,
-    attention: str = "auto",
+    attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     layout: Layout = ANYWHERE,
 ) -> jax.Array:
-    """One pre-norm block: x (batch, time, embed) -> the same."""
+    """One pre-norm block: x (batch, time, embed) -> the same.
+
+    `attention` gets queries, keys and values of these tokens, rotated, and gives what `attention.attend` does; decoding
+    brings the keys and values of earlier tokens in with it.
+    """
     name = checkpoint_name
     with jax.named_scope("attention"):
         h = layout.put(norm(x, params["attention_norm"], cfg), layout.inner())
-        q, k, v = split_linear(params["qkv"], (cfg.queries_per_kv, 1, 1), axis=2)
-        q, k, v = (name(linear(h, p), "qkv") for p in (q, k, v))
+        q, k, v = (name(y, "qkv") for y in linears(h, params["qkv"], (cfg.queries_per_kv, 1, 1), axis=2))
         q, k, v = rotate(q, table), jnp.squeeze(rotate(k, table), 3), jnp.squeeze(v, 3)
-        a = name(attend(q, k, v, mask, cfg.softmax_scale, attention), "attention")
+        a = name(attention(q, k, v), "attention")
         x = x + cfg.residual_multiplier * linear(a, params["out"], 3, layout.residual())
     with jax.named_scope("mlp"):
         h = layout.put(norm(x, params["mlp_norm"], cfg), layout.inner())
         if cfg.experts:
             return x + cfg.residual_multiplier * experts.mixture(h, params, cfg)
-        gate, up = split_linear(params["gate_up"], (1, 1), axis=1)
-        gate, up = (name(linear(h, p), "gate_up").squeeze(2) for p in (gate, up))
+        gate, up = (name(y, "gate_up").squeeze(2) for y in linears(h, params["gate_up"], (1, 1), axis=1))
         return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], 1, layout.residual())
 
 
@@ -70,6 +72,13 @@ def is_dense(cfg: ModelConfig, index: int) -> bool:
     """Whether layer `index` attends densely (phi-3-small's odd ones; all layers of the others)."""
     sparse = cfg.blocksparse
     return sparse is None or bool(sparse.dense_every and (index + 1) % sparse.dense_every == 0)
+
+
+def mask_of(
+    cfg: ModelConfig, index: int, segments: jax.Array | None = None, positions: jax.Array | None = None
+) -> Mask:
+    """What a query of layer `index` may see."""
+    return Mask(cfg.window_keys, None if is_dense(cfg, index) else cfg.blocksparse, segments, positions)
 
 
 def hidden_states(
@@ -89,7 +98,7 @@ def hidden_states(
     """Final hidden states, after the last norm: (batch, time, embed) in `dtype`.
 
     Args:
-      params: tree of `param_specs(cfg)`.
+      params: tree of `param_specs(cfg)`; "blocks" may be a list of one-layer stacks, matrices `QuantizedTensor`.
       tokens: (batch, time) integers below cfg.vocab.
       positions: (batch, time); default 0..time-1, or restarting per document where `segments` is given.
       segments: (batch, time) document numbers; attention never crosses them. Default: one document a row.
@@ -108,18 +117,21 @@ def hidden_states(
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
     # Without the barrier XLA:CPU computes every sine again in every layer.
     table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype))
-    masks = [
-        Mask(cfg.window_keys, None if is_dense(cfg, i) else cfg.blocksparse, segments, positions)
-        for i in range(_period(cfg))
-    ]
+    masks = [mask_of(cfg, i, segments, positions) for i in range(_period(cfg))]
+    attends = [lambda q, k, v, m=m: attend(q, k, v, m, cfg.softmax_scale, attention) for m in masks]
 
-    def block(x: jax.Array, stacked: Tree) -> jax.Array:
+    def block(x: jax.Array, stacked: Tree, first: int = 0) -> jax.Array:
         stacked = layout.gather(stacked, dtype)
         depth = jax.tree.leaves(stacked)[0].shape[0]
         for i in range(depth):
-            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, masks[i], attention, layout)  # noqa: B023
+            see = attends[(first + i) % len(attends)]
+            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, see, layout)  # noqa: B023
         return x
 
+    if isinstance(params["blocks"], list):  # a layer each, as decoding keeps them
+        for i, one in enumerate(params["blocks"]):
+            x = block(x, one, i)
+        return norm(x, top["final_norm"], cfg)
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=unroll)
     x = _run_blocks(block, x, params["blocks"], len(masks), unroll)
@@ -160,11 +172,14 @@ def default_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Arra
 def embed(table: jax.Array, tokens: jax.Array, cfg: ModelConfig, dtype: jnp.dtype) -> jax.Array:
     """Looks tokens up and applies the embedding multiplier: (batch, time, embed)."""
     spec = P(*map(join, spec_of(tokens)), None) if explicit(tokens) else None
-    x = table.at[tokens].get(out_sharding=spec) if spec is not None else table[tokens]
+    if isinstance(table, QuantizedTensor):
+        x = table.lookup(tokens)
+    else:
+        x = table.at[tokens].get(out_sharding=spec) if spec is not None else table[tokens]
     return x.astype(dtype) * jnp.asarray(cfg.embed_multiplier, dtype)
 
 
-def output_matrix(params: Tree, cfg: ModelConfig) -> jax.Array:
+def output_matrix(params: Tree, cfg: ModelConfig) -> jax.Array | QuantizedTensor:
     """The unembedding (embed, vocab); the transposed table where embeddings are tied."""
     return params["embedding"].T if cfg.tied else params["unembedding"]
 
@@ -184,7 +199,13 @@ def dummy_mask(cfg: ModelConfig) -> jax.Array | None:
 
 def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
     """Float32 logits (..., vocab) of hidden states; product in the hidden dtype, then cast, scaled, masked."""
-    out = jnp.einsum("...d,dv->...v", hidden, output_matrix(params, cfg).astype(hidden.dtype))
+    matrix = output_matrix(params, cfg)
+    if isinstance(matrix, Product):
+        out = matrix.apply(hidden)
+    elif slow_product(hidden, hidden.ndim - 1, matrix):
+        out = product(hidden.reshape(-1, hidden.shape[-1]), matrix).reshape(*hidden.shape[:-1], -1)
+    else:
+        out = jnp.einsum("...d,dv->...v", hidden, matrix.astype(hidden.dtype))
     if "unembedding_bias" in params:
         out = out + params["unembedding_bias"].astype(out.dtype)
     out = out.astype(jnp.promote_types(out.dtype, jnp.float32)) * logit_scale(cfg)

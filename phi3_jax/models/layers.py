@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.models.layout import explicit, join, spec_of
+from phi3_jax.models.quantized import Product
+
+FEW_ROWS = 4  # rows up to which `product` beats XLA:CPU's dot in bfloat16
 
 
 def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Array:
@@ -67,7 +70,16 @@ def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1, out: P | None 
       inputs: dimensions that contract.
       out: sharding of the result where the contracted dimensions are split over devices, whose parts have to be added.
     """
-    weight, lead = params["weight"].astype(x.dtype), x.ndim - inputs
+    lead = x.ndim - inputs
+    if isinstance(params["weight"], Product):
+        y = params["weight"].apply(x)
+        return y + params["bias"].astype(x.dtype) if "bias" in params else y
+    if slow_product(x, lead, params["weight"]):
+        matrix = params["weight"].reshape(math.prod(x.shape[lead:]), -1)
+        y = product(x.reshape(math.prod(x.shape[:lead]), -1), matrix)
+        y = y.reshape(*x.shape[:lead], *params["weight"].shape[inputs:])
+        return y + params["bias"].astype(x.dtype) if "bias" in params else y
+    weight = params["weight"].astype(x.dtype)
     spec, split = spec_of(x), spec_of(weight)
     adds = {axis for axes in split[:inputs] for axis in axes}
     if spec[1] or adds or jax.typeof(weight).sharding.spec.reduced:
@@ -81,13 +93,31 @@ def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1, out: P | None 
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
-def split_linear(params: dict[str, Any], sizes: tuple[int, ...], axis: int) -> list[dict[str, Any]]:
-    """Cuts a fused projection into several along a weight axis.
+def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: int) -> list[jax.Array]:
+    """The products of x with the parts of a fused projection, cut along a weight axis.
 
-    Cutting the weights costs less than cutting the activations they make, whose gradients would be joined again.
+    Cutting the weights costs less than cutting the activations they make, whose gradients would be joined again; not so
+    while a few tokens are decoded, where it would copy the weights.
     """
+    if isinstance(params["weight"], Product) or (x.shape[1] == 1 and not explicit(x)):
+        return jax.lax.split(linear(x, params), sizes, axis=axis + 1)
     weights = jax.lax.split(params["weight"], sizes, axis=axis)
     if "bias" not in params:
-        return [{"weight": w} for w in weights]
+        return [linear(x, {"weight": w}) for w in weights]
     biases = jax.lax.split(params["bias"], sizes, axis=axis - 1)
-    return [{"weight": w, "bias": b} for w, b in zip(weights, biases, strict=True)]
+    return [linear(x, {"weight": w, "bias": b}) for w, b in zip(weights, biases, strict=True)]
+
+
+def slow_product(x: jax.Array, lead: int, weight: jax.Array) -> bool:
+    """Whether XLA would take a slow path: a few rows times a half-precision matrix on a CPU."""
+    few = math.prod(x.shape[:lead]) <= FEW_ROWS
+    return few and weight.dtype.itemsize == 2 and jax.default_backend() == "cpu" and not explicit(x)
+
+
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x (rows, k) @ weight (k, n) by multiplying and adding in float32, row by row; in x's dtype.
+
+    XLA:CPU's own product of a row and a bfloat16 matrix takes ten times as long.
+    """
+    rows = [jnp.sum(weight.astype(jnp.float32) * row.astype(jnp.float32)[:, None], axis=0) for row in x]
+    return jnp.stack(rows).astype(x.dtype)

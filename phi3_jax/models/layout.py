@@ -55,6 +55,10 @@ class Layout:
         """Of (batch, time, embed) where a layer's matrices read it."""
         return P(join(self.batch), join(self.time), None)
 
+    def decoding(self) -> Layout:
+        """The same for one token a row: nothing is split over time."""
+        return dataclasses.replace(self, residual_time=(), time=())
+
     def put(self, x: jax.Array, spec: P) -> jax.Array:
         """x moved to a spec; as it is outside a mesh."""
         return jax.reshard(x, spec) if explicit(x) and jax.typeof(x).sharding.spec != spec else x

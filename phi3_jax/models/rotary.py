@@ -46,24 +46,26 @@ def _table(
 
 
 def rope_table(
-    positions: jax.Array, cfg: ModelConfig, regime: str = "auto", dtype: jnp.dtype = jnp.float32
+    positions: jax.Array, cfg: ModelConfig, regime: str | jax.Array = "auto", dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """cos and sin for every position: (batch, time, 2, head_dim/2).
 
     Args:
       positions: (batch, time) integers.
       regime: which LongRoPE list; "auto" decides per sequence: long when max(position) + 1 exceeds the original
-        context. Ignored without LongRoPE.
+        context. Or (batch,) booleans, true for long: decoding decides before it knows the last position. Ignored without
+        LongRoPE.
       dtype: compute dtype of the model; the table is in float32 or wider.
     """
-    if regime not in REGIMES:
+    given = not isinstance(regime, str)
+    if not given and regime not in REGIMES:
         raise UserError(f"rope_regime={regime!r}; valid: {', '.join(REGIMES)}")
     dtype = jnp.promote_types(dtype, jnp.float32)
     rope = cfg.longrope
     if rope is None:
         return _table(positions, cfg, None, 1.0, dtype)
     tables = {}
-    for which in ("short", "long") if regime == "auto" else (regime,):
+    for which in ("short", "long") if given or regime == "auto" else (regime,):
         factors = getattr(rope, which)
         if factors is None:
             raise UserError(
@@ -71,9 +73,9 @@ def rope_table(
                 f"config.json, or ask for rope_regime={'long' if which == 'short' else 'short'!r}"
             )
         tables[which] = _table(positions, cfg, factors, attention_factor(rope, cfg.context, which == "long"), dtype)
-    if regime != "auto":
+    if not given and regime != "auto":
         return tables[regime]
-    is_long = jnp.max(positions, axis=-1) + 1 > rope.original_context
+    is_long = regime if given else jnp.max(positions, axis=-1) + 1 > rope.original_context
     return jnp.where(is_long[:, None, None, None], tables["long"], tables["short"])
 
 

@@ -50,7 +50,7 @@ _LABELS = {
     ("reasoning", "all", "nll"): "Loss on reasoning outputs",
 }
 _LOSS_UNITS = {"nll": "nats per value", "loss": "nats per token", "bits_per_byte": "bits per byte"}
-_SHARES = ("recall", "recall_control", "accuracy", "exact")
+_SHARES = ("recall", "recall_control", "accuracy", "exact", "acc", "acc_norm", "exact_match", "pass@1", "mc2")
 _CSV_ONLY = ("recall_by_frequency", "bits_total")
 
 

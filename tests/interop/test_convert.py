@@ -19,7 +19,7 @@ import pytest
 from hf_folders import GOLDENS, random_folder, tensors_in, write_tensors
 
 import phi3_jax
-from phi3_jax import loading
+from phi3_jax import commands, loading
 from phi3_jax.errors import UserError
 from phi3_jax.interop import convert, hf_config, huggingface, safetensors
 from phi3_jax.models.spec import init_params, param_specs
@@ -204,7 +204,7 @@ BREAKAGES = (
 def test_a_broken_folder_is_refused_in_one_line(how: str, tmp_path: Path, capsys) -> None:
     source = random_folder(tmp_path / "source", "mini_window", np.float32)
     words = break_folder(source, how)
-    status = convert.main(["--from", f"hf:{source}", "--to", str(tmp_path / "run")], "")
+    status = commands.run(["--from", f"hf:{source}", "--to", str(tmp_path / "run")], "", convert.command)
     out, err = capsys.readouterr()
     assert status == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -230,7 +230,7 @@ def test_a_broken_folder_is_refused_in_one_line(how: str, tmp_path: Path, capsys
 )
 def test_wrong_flags(flags: list[str], word: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert convert.main(flags, "") == 2
+    assert commands.run(flags, "", convert.command) == 2
     err = capsys.readouterr().err
     assert word in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_nothing(direction: str, tmp_path: Path, monkeypatch)
 def test_a_disk_too_small_is_found_before_writing(tmp_path: Path, monkeypatch) -> None:
     source = random_folder(tmp_path / "source", "mini_window", np.float32)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(commands.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="free some space"):
         convert.import_folder(source, tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]

@@ -152,7 +152,9 @@ def two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of two processes with a device each."""
     folder = tmp_path_factory.mktemp("two")
     (out, err), (other_out, other_err) = Job(cache, folder, 2).end(0, 0)
-    assert f"1 run, {STEPS * 44 * 24:,} tokens" in out and "100% loss" in out and "report: " in out, "control: process 0 speaks"
+    assert f"1 run, {STEPS * 44 * 24:,} tokens" in out and "100% loss" in out and "report: " in out, (
+        "control: process 0 speaks"
+    )
     others = [line for line in other_out.splitlines() if not line.startswith("[Gloo]")]  # printed by jax's C++
     assert others == [] and err == other_err == ""
     return folder

@@ -1,0 +1,390 @@
+"""MT-Bench (arXiv:2306.05685): 80 two-turn questions, replies saved, graded 1 to 10 by a judge that the user brings.
+
+As in FastChat's llm_judge: sampling temperatures by category, single-answer grading with its prompts, each turn graded
+alone, `[[rating]]` parsed from the judge's text. No judge is built in: without one there are replies and no score. A
+rating is comparable only with ratings by the same judge, so rows carry its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phi3_jax.data import chat
+from phi3_jax.errors import UserError
+from phi3_jax.evaluation import statistics
+
+REPLIES, JUDGEMENTS = "mt_bench_replies.jsonl", "mt_bench_judgements.jsonl"
+# FastChat's temperature_config; other categories get 0.7.
+TEMPERATURES = {
+    "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
+    "humanities": 0.1,
+}  # fmt: skip
+WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat's NEED_REF_CATS: graded beside a reference answer
+MAX_NEW = 1024  # tokens of a reply, as in FastChat
+GROUP = 8  # questions between two saves
+TURNS = 2
+_RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+
+Row = dict[str, Any]
+Judge = Callable[[str], str]
+
+
+class Prompt(str):
+    """A judge's whole prompt; `system` and `user` are its two parts, for endpoints that take them apart."""
+
+    system: str
+    user: str
+
+    def __new__(cls, system: str, user: str) -> Prompt:
+        self = super().__new__(cls, f"{system.strip()}\n\n{user}")
+        self.system, self.user = system, user
+        return self
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+def questions(data_dir: str | Path, limit: int | None = None) -> list[Row]:
+    """Questions of `<data_dir>/mt_bench/test.jsonl`: id, subset (the category), turns, reference, gpt4_reference.
+
+    Raises:
+      UserError: no such file, or a line with a wrong shape (line and key named).
+    """
+    path = Path(data_dir) / "mt_bench" / "test.jsonl"
+    rows = _lines(path, "questions; give the folder that holds mt_bench/ as --data_dir")
+    for number, row in enumerate(rows, 1):
+        for key, kind in (("id", str), ("subset", str), ("turns", list), ("reference", list)):
+            if not isinstance(row.get(key), kind):
+                raise UserError(f"{path} line {number}: {key} is {row.get(key)!r:.60}, not a {kind.__name__}")
+        texts = [*row["turns"], *row["reference"], *row.setdefault("gpt4_reference", [])]
+        if len(row["turns"]) != TURNS or not all(isinstance(t, str) for t in texts):
+            raise UserError(f"{path} line {number}: turns has {len(row['turns'])} entries; two texts are needed")
+    return rows[:limit]
+
+
+def judge_prompts(data_dir: str | Path) -> dict[str, Row]:
+    """FastChat's single-answer prompts by name, of `<data_dir>/mt_bench/judge_prompts.jsonl`.
+
+    Raises:
+      UserError: no such file, or one without the four prompts that are used.
+    """
+    path = Path(data_dir) / "mt_bench" / "judge_prompts.jsonl"
+    found = {row.get("name"): row for row in _lines(path, "the judge's prompts; take FastChat's judge_prompts.jsonl")}
+    for name in (f"single{math}-v1{turn}" for math in ("", "-math") for turn in ("", "-multi-turn")):
+        row = found.get(name) or {}
+        if not all(isinstance(row.get(k), str) for k in ("system_prompt", "prompt_template")):
+            raise UserError(f"{path} has no whole prompt {name!r} (system_prompt, prompt_template)")
+    return found
+
+
+def _lines(path: Path, what: str) -> list[Row]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; it holds {what}")
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is {line!r:.60}, not an object")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty; it holds {what}")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- replies
+
+
+def answer(
+    engine: Any,
+    asked: Sequence[Row],
+    out: str | Path,
+    model: str,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Row]:
+    """Both replies to each question, appended to `<out>/mt_bench_replies.jsonl` a few questions at a time.
+
+    Replies there of the same model and settings are taken as they are, so a run that was stopped goes on.
+
+    Args:
+      engine: of `phi3_jax.inference.engine`, with a tokenizer.
+      asked: of `questions`.
+      out: folder.
+      model: name of the model, with its step: what tells its replies from another's.
+      seed: of the sampled categories.
+
+    Returns:
+      Rows in the order of `asked`: id, category, model, settings, turns, replies, finish, cut (prompts that lost their
+      beginning because the context is too short).
+    """
+    file = _File(Path(out) / REPLIES)
+    limit = max(1, min(MAX_NEW, engine.config.context // 4))
+    template = _template(engine)
+    base = {"max_new_tokens": limit, "seed": seed, "template": template}
+    wanted = {q["id"]: base | {"temperature": TEMPERATURES.get(q["subset"], 0.7)} for q in asked}
+    kept = {
+        row["id"]: row
+        for row in file.rows
+        if row.get("model") == model and row.get("settings") == wanted.get(row.get("id"))
+        and [q["turns"] for q in asked if q["id"] == row["id"]] == [row.get("turns")]
+    }  # fmt: skip
+    todo = [q for q in asked if q["id"] not in kept]
+    for group in _groups(todo):
+        settings = wanted[group[0]["id"]]
+        talks: list[list[dict[str, str]]] = [[] for _ in group]
+        finish, cut = [[] for _ in group], [0] * len(group)
+        for turn in range(TURNS):
+            prompts = []
+            for i, (question, talk) in enumerate(zip(group, talks, strict=True)):
+                talk.append({"role": "user", "content": question["turns"][turn]})
+                ids = _prompt(engine, talk, template)
+                cut[i] += len(ids) > engine.config.context - limit
+                prompts.append(ids[-(engine.config.context - limit) :])
+            sampling = _sampling(settings["temperature"], int.from_bytes(_digest([seed, turn, group[0]["id"]])[:4]))
+            stop = ["\n\nUser:"] if template == "plain" else []
+            for i, reply in enumerate(engine.generate(prompts, limit, sampling, stop=stop)):
+                talks[i].append({"role": "assistant", "content": reply.text.strip()})
+                finish[i].append(reply.finish)
+        for question, talk, ends, n in zip(group, talks, finish, cut, strict=True):
+            row = {"id": question["id"], "category": question["subset"], "model": model, "settings": settings}
+            row |= {"turns": question["turns"], "replies": [m["content"] for m in talk[1::2]], "finish": ends, "cut": n}
+            file.append(row)
+            kept[question["id"]] = row
+        if progress is not None:
+            progress(len(kept), len(asked), "MT-Bench replies")
+    return [kept[q["id"]] for q in asked]
+
+
+def _groups(todo: Sequence[Row]) -> Iterable[list[Row]]:
+    by_temperature: dict[float, list[Row]] = {}
+    for question in todo:
+        by_temperature.setdefault(TEMPERATURES.get(question["subset"], 0.7), []).append(question)
+    for rows in by_temperature.values():
+        yield from (rows[i : i + GROUP] for i in range(0, len(rows), GROUP))
+
+
+def _template(engine: Any) -> str:
+    """The member's chat template, or "plain" where the tokenizer has no control tokens (proxies on bytes)."""
+    has = engine.tokenizer.special_tokens
+    return engine.config.member if {"<|user|>", "<|assistant|>", "<|end|>"} <= set(has) else "plain"
+
+
+def _prompt(engine: Any, talk: Sequence[Mapping[str, str]], template: str) -> list[int]:
+    if template != "plain":
+        return chat.chat_ids(engine.tokenizer, talk, template)
+    text = "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in talk)
+    return engine.tokenizer.encode(f"{text}\n\nAssistant:")
+
+
+def _sampling(temperature: float, seed: int) -> Any:
+    from phi3_jax.inference.engine import Sampling
+
+    return Sampling(temperature=temperature, seed=seed)
+
+
+# ---------------------------------------------------------------------------------------------------- grading
+
+
+def grade(
+    replies: Sequence[Row],
+    asked: Sequence[Row],
+    prompts: Mapping[str, Row],
+    judge: Judge,
+    name: str,
+    out: str | Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Row]:
+    """One judgement a turn, appended to `<out>/mt_bench_judgements.jsonl` as they come.
+
+    Judgements there by the same judge of the same prompt are taken as they are; those without a rating are asked again.
+
+    Args:
+      replies, asked: of `answer` and `questions`, in the same order.
+      prompts: of `judge_prompts`.
+      judge: gets the whole prompt, returns its text; a `Prompt` has its system part apart.
+      name: of the judge, for the rows.
+
+    Returns:
+      Rows: id, category, turn (1, 2), model, judge, rating (None where the text holds none from 1 to 10), judgement.
+    """
+    file, rows = _File(Path(out) / JUDGEMENTS), []
+    key = ("judge", "model", "id", "turn", "prompt_hash")
+    kept = {tuple(r.get(k) for k in key): r for r in file.rows if r.get("rating") is not None}
+    for reply, question in zip(replies, asked, strict=True):
+        for turn in range(TURNS):
+            prompt = prompt_of(question, reply["replies"], turn, prompts)
+            row = {"id": question["id"], "category": question["subset"], "turn": turn + 1, "model": reply["model"]}
+            row |= {"judge": name, "prompt_hash": _digest([prompt.system, prompt.user]).hex()[:16]}
+            old = kept.get(tuple(row[k] for k in key))
+            if old is None:
+                text = judge(prompt)
+                old = row | {"rating": rating(text), "judgement": text}
+                file.append(old)
+            rows.append(old)
+            if progress is not None:
+                progress(len(rows), TURNS * len(asked), f"judgements by {name}")
+    return rows
+
+
+def prompt_of(question: Row, replies: Sequence[str], turn: int, prompts: Mapping[str, Row]) -> Prompt:
+    """The judge's prompt for one turn; math, reasoning and coding with the reference answers where there are some.
+
+    The reference is GPT-4's, as in FastChat's own scores, or the question file's where that has none.
+    """
+    reference = question["gpt4_reference"] or question["reference"]
+    math = question["subset"] in WITH_REFERENCE and len(reference) == TURNS
+    row = prompts[f"single{'-math' * math}-v1{'-multi-turn' * turn}"]
+    names = {"question": question["turns"][0], "answer": replies[0]}
+    for i in range(TURNS):
+        names |= {f"question_{i + 1}": question["turns"][i], f"answer_{i + 1}": replies[i]}
+        names |= {f"ref_answer_{i + 1}": reference[i]} if math else {}
+    # One pass over the template: braces in a reply are text.
+    fill = re.sub(r"\{(\w+)\}", lambda m: names.get(m[1], m[0]), row["prompt_template"])
+    return Prompt(row["system_prompt"], fill)
+
+
+def rating(text: str) -> float | None:
+    """The first `[[rating]]` (or `[rating]`) of a judge's text, if it is from 1 to 10."""
+    for pattern in _RATING:
+        if found := pattern.search(text):
+            value = float(found[1])
+            return value if 1 <= value <= 10 else None
+    return None
+
+
+def rows_of(judgements: Sequence[Row], total: int) -> list[Row]:
+    """Rows for evals.jsonl: mean rating over both turns, each turn, and each category; none without a rating.
+
+    The two turns of a question share its noise: standard errors are clustered by question. n counts ratings;
+    subset_of is what the whole benchmark of `total` questions would have, where that is more, else None.
+    """
+    good = [j for j in judgements if j["rating"] is not None]
+    groups = {"mt_bench": good}
+    groups |= {f"mt_bench/turn{t}": [j for j in good if j["turn"] == t] for t in range(1, TURNS + 1)}
+    groups |= {
+        f"mt_bench/{c}": [j for j in good if j["category"] == c] for c in dict.fromkeys(j["category"] for j in good)
+    }
+    rows = []
+    for task, members in groups.items():
+        if not members:
+            continue
+        found = statistics.clustered_mean([m["rating"] for m in members], np.array([m["id"] for m in members]))
+        judge = members[0]["judge"]
+        row = {"task": task, "metric": f"rating by {judge}", "scoring": "judge", "judge": judge, "value": found.value}
+        row |= {"n": len(members), "stderr": found.stderr, "low": _clip(found.low), "high": _clip(found.high)}
+        whole = task == "mt_bench" and len(members) < TURNS * total
+        rows.append(row | {"chance": None, "subset_of": TURNS * total if whole else None})
+    return rows
+
+
+class Endpoint:
+    """A judge behind an OpenAI-compatible server: POST {url}/chat/completions.
+
+    The key is that of the environment variable OPENAI_API_KEY, where it is set.
+    """
+
+    def __init__(self, url: str, model: str, *, timeout: float = 120.0, retries: int = 3, pause: float = 1.0) -> None:
+        """
+        Args:
+          url: such as http://localhost:8000/v1.
+          model: name that the server knows.
+          timeout: seconds for one answer.
+          retries: further attempts after a failure that may pass (no connection, 429, 5xx, a broken answer).
+          pause: seconds before the first of them; doubles each time.
+
+        Raises:
+          UserError: not an http(s) address.
+        """
+        if not re.match(r"https?://[^/\s]+", url):
+            raise UserError(
+                f"--judge {url}: give the address of an OpenAI-compatible server, as http://localhost:8000/v1"
+            )
+        self._url, self._model = url.rstrip("/") + "/chat/completions", model
+        self._timeout, self._retries, self._pause = timeout, retries, pause
+
+    def __call__(self, prompt: str) -> str:
+        """The server's answer.
+
+        Raises:
+          UserError: none came, in one line.
+        """
+        messages = [{"role": "user", "content": getattr(prompt, "user", prompt)}]
+        if system := getattr(prompt, "system", "").strip():
+            messages.insert(0, {"role": "system", "content": system})
+        body = json.dumps({"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 2048}).encode()
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(self._pause * 2 ** (attempt - 1))
+            request = urllib.request.Request(self._url, body, headers, method="POST")
+            try:
+                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                    text = json.loads(answer.read())["choices"][0]["message"]["content"]
+                if isinstance(text, str):
+                    return text
+                problem = "its answer holds no text"
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code} {error.reason}"
+                if error.code != 429 and error.code < 500:  # asking again will not help
+                    break
+            except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
+                problem = str(getattr(error, "reason", error)) or type(error).__name__
+            except (ValueError, KeyError, IndexError, TypeError):
+                problem = "its answer is not that of an OpenAI-compatible server"
+        raise UserError(
+            f"the judge {self._model} at {self._url}: {problem}; the replies and judgements so far are saved, run again "
+            "to go on"
+        )
+
+
+class _File:
+    """JSON lines that are appended one by one; what a crash left half written is not read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+        for line in raw.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            self.rows += [row] if isinstance(row, dict) else []
+        self._lead = b"\n" if raw and not raw.endswith(b"\n") else b""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self.path, "ab") as file:
+                file.write(self._lead + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space and run again") from error
+        self._lead = b""
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value).encode()).digest()
+
+
+def _clip(value: float) -> float:
+    return float(np.clip(value, 1, 10))  # a NaN stays one

@@ -1,0 +1,151 @@
+"""Prefill and one-token steps: pure functions of (params, tokens, cache, config)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from phi3_jax.configs import ModelConfig
+from phi3_jax.inference.cache import KVCache, attend_one, remembered, slots_of
+from phi3_jax.models.attention import attend
+from phi3_jax.models.decoder import embed, layer, logits_of, mask_of
+from phi3_jax.models.layers import norm
+from phi3_jax.models.layout import ANYWHERE, Layout, join, per_device
+from phi3_jax.models.rotary import rope_table
+
+Tree = Any
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def unstack(params: Tree) -> Tree:
+    """Parameters with "blocks" as a list of one-layer stacks.
+
+    Decoding reads every weight once a token: taken out of a stack inside the program, each would be copied first.
+    """
+    if isinstance(params["blocks"], list):
+        return params
+    leaves, treedef = jax.tree.flatten(params["blocks"])
+    layers = [jax.lax.split(leaf, [1] * leaf.shape[0], axis=0) for leaf in leaves]
+    return {**params, "blocks": [jax.tree.unflatten(treedef, one) for one in zip(*layers, strict=True)]}
+
+
+def prefill(
+    params: Tree,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    cfg: ModelConfig,
+    capacity: int,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    cache_dtype: jnp.dtype | None = None,
+    long: str | jax.Array = "auto",
+    attention: str = "auto",
+    layout: Layout = ANYWHERE,
+    every: bool = False,
+) -> tuple[jax.Array, KVCache]:
+    """Reads prompts.
+
+    Args:
+      params: of `unstack`.
+      tokens: (batch, time), each row's prompt first and anything after it.
+      lengths: (batch,) tokens of each prompt, 1 to time.
+      capacity: positions that the cache gets room for.
+      dtype, cache_dtype: of the computation and of the cache (default: the same).
+      long: LongRoPE list, "short" or "long", or (batch,) booleans.
+      every: logits of every token, not of the last of each prompt.
+
+    Returns:
+      (logits (batch, vocab) of the token after each prompt, or (batch, time, vocab); cache).
+    """
+    kept_keys, kept_values = [], []
+    positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+
+    def of_layer(i: int) -> Attention:
+        slots, mask = slots_of(cfg, i, capacity), mask_of(cfg, i)
+
+        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            for kept, new in ((kept_keys, k), (kept_values, v)):
+                kept.append(_remember(new, lengths, slots, layout).astype(cache_dtype or dtype))
+            return attend(q, k, v, mask, cfg.softmax_scale, attention)
+
+        return run
+
+    hidden = _hidden(params, tokens, positions, cfg, long, of_layer, dtype, layout)
+    if not every:
+        last = P(join(layout.batch), None, None)
+        pick = lambda h, n: jnp.take_along_axis(h, (n - 1)[:, None, None], axis=1)  # noqa: E731
+        hidden = per_device(pick, (last, P(join(layout.batch))), last, layout.put(hidden, last), lengths)[:, 0]
+    return _logits(hidden, params, cfg, layout), KVCache(kept_keys, kept_values, lengths)
+
+
+def step(
+    params: Tree,
+    token: jax.Array,
+    cache: KVCache,
+    cfg: ModelConfig,
+    extent: int,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    long: str | jax.Array = "auto",
+    layout: Layout = ANYWHERE,
+) -> tuple[jax.Array, KVCache]:
+    """Reads one more token a row.
+
+    Args:
+      params: of `unstack`.
+      token: (batch,).
+      cache: of `prefill` or an earlier step; its position is cache.lengths.
+      extent: positions that are read: at least max(cache.lengths) + 1, or the capacity.
+
+    Returns:
+      (logits (batch, vocab) of the next token, cache).
+    """
+    keys, values = list(cache.keys), list(cache.values)
+    position = cache.lengths
+
+    def of_layer(i: int) -> Attention:
+        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            out, keys[i], values[i] = attend_one(q, k, v, keys[i], values[i], position, cfg, i, extent, layout)
+            return out
+
+        return run
+
+    hidden = _hidden(params, token[:, None], position[:, None], cfg, long, of_layer, dtype, layout)
+    return _logits(hidden[:, 0], params, cfg, layout), KVCache(keys, values, position + 1)
+
+
+def _hidden(
+    params: Tree,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cfg: ModelConfig,
+    long: str | jax.Array,
+    of_layer: Callable[[int], Attention],
+    dtype: jnp.dtype,
+    layout: Layout,
+) -> jax.Array:
+    """Final hidden states (batch, time, embed); `of_layer(i)` is the attention of layer i."""
+    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
+    # Without the barrier XLA:CPU computes every sine again in every layer.
+    table = jax.lax.optimization_barrier(rope_table(positions, cfg, long, dtype))
+    for i, stacked in enumerate(params["blocks"]):
+        weights = jax.tree.map(lambda w: w[0], layout.gather(stacked, dtype))
+        x = layer(x, weights, table, cfg, of_layer(i), layout)
+    return norm(x, top["final_norm"], cfg)
+
+
+def _logits(hidden: jax.Array, params: Tree, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    return logits_of(hidden, top, cfg)
+
+
+def _remember(new: jax.Array, lengths: jax.Array, slots: int, layout: Layout) -> jax.Array:
+    batch, head = join(layout.batch), join(layout.heads)
+    specs = P(batch, None, head, None), P(batch)
+    put = lambda x, n: remembered(x, n, slots)  # noqa: E731
+    return per_device(put, specs, P(batch, head, None, None), new, lengths)

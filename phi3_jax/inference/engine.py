@@ -1,0 +1,384 @@
+"""`Engine`: prompts in, text or scores out; batches, buckets of lengths, stops, streaming.
+
+Programs are compiled for a few shapes only: rows and prompt lengths are rounded up to powers of two, and a step reads the
+first power of two of positions that is long enough, so that lengths grow without a new program for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from phi3_jax.configs import ModelConfig
+from phi3_jax.data.tokenizers import Tokenizer
+from phi3_jax.errors import UserError
+from phi3_jax.inference import decode
+from phi3_jax.inference.sampling import Kind, Sampling, choose
+from phi3_jax.loading import Model
+from phi3_jax.models.decoder import hidden_states, logits_of
+from phi3_jax.models.layout import ANYWHERE, Layout
+
+SHORTEST = 32  # least bucket of prompt lengths
+STRIDE = 128  # least bucket of positions read
+STOPS = ("<|end|>", "<|endoftext|>", "</s>")
+Ids = Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A reply.
+
+    Attributes:
+      ids: its tokens, without the stop id; text: decoded, cut before a stop string.
+      logprobs: of each token under the model, in nats.
+      finish: "stop" (a stop id or string) or "length".
+      prompt_tokens: of the prompt.
+    """
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish: str
+    prompt_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Log-probability of a continuation in nats, whether it is the greedy one, and its number of tokens."""
+
+    logprob: float
+    greedy: bool
+    tokens: int
+
+
+def bucket(n: int, least: int, most: int) -> int:
+    """The first of least, 2 least, 4 least, .. that is n or more; at most `most`."""
+    size = least
+    while size < n:
+        size *= 2
+    return min(size, most)
+
+
+class Engine:
+    """Generates and scores with one model.
+
+    Args:
+      model: of `phi3_jax.load`. Its parameters are used as they are, a layer each.
+      batch: rows at a time.
+      layout: how activations lie on a mesh, of `sharding.rules.layout_of`, where the parameters are sharded.
+      rope_regime: LongRoPE list: "short", "long", or "auto": long for the rows whose prompt and max_new_tokens together
+        exceed the original context, decided before the first token, so that it never changes inside a reply.
+    """
+
+    def __init__(self, model: Model, batch: int = 8, *, layout: Layout = ANYWHERE, rope_regime: str = "auto") -> None:
+        if batch < 1:
+            raise UserError(f"batch={batch} must be 1 or more")
+        self.config: ModelConfig = model.config
+        self.tokenizer: Tokenizer | None = model.tokenizer
+        self.batch, self._layout, self._regime = batch, layout, rope_regime
+        self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
+        self.compilations = 0
+
+    # ------------------------------------------------------------------------------------------ programs
+
+    @functools.cached_property
+    def _prefill(self) -> Callable[..., Any]:
+        def run(params, tokens, lengths, long, capacity):
+            self.compilations += 1
+            options = dict(dtype=self._dtype, long=long, layout=self._layout)
+            return decode.prefill(params, tokens, lengths, self.config, capacity, **options)
+
+        return jax.jit(run, static_argnames=("capacity", *(("long",) if self._fixed else ())))
+
+    @functools.cached_property
+    def _step(self) -> Callable[..., Any]:
+        def run(params, token, cache, long, extent):
+            self.compilations += 1
+            options = dict(dtype=self._dtype, long=long, layout=self._layout)
+            return decode.step(params, token, cache, self.config, extent, **options)
+
+        return jax.jit(run, static_argnames=("extent", *(("long",) if self._fixed else ())), donate_argnums=2)
+
+    @functools.cached_property
+    def _scores(self) -> Callable[..., Any]:
+        def run(params, tokens, starts, lengths, last, long, count):
+            """Of `count` tokens after each start, and of `last` (batch, choices) after the whole row."""
+            self.compilations += 1
+            options = dict(dtype=self._dtype, rope_regime=long, layout=self._layout)
+            hidden = hidden_states(params, tokens, self.config, **options)
+            at = jnp.minimum(starts[:, None] + jnp.arange(count), lengths[:, None] - 1)
+            logits = logits_of(jnp.take_along_axis(hidden, at[..., None], axis=1), params, self.config)
+            logprobs, best = jax.nn.log_softmax(logits), jnp.argmax(logits, axis=-1)
+            following = jnp.take_along_axis(tokens, jnp.minimum(at + 1, lengths[:, None] - 1), axis=1)
+            inner = jnp.take_along_axis(logprobs, following[..., None], axis=-1)[..., 0]
+            final = jnp.take_along_axis(logprobs[:, -1], last, axis=-1)
+            return inner, best == following, final, best[:, -1:] == last
+
+        return jax.jit(run, static_argnames=("count", *(("long",) if self._fixed else ())))
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether one LongRoPE list, or none, serves every row."""
+        return self.config.longrope is None or self._regime != "auto"
+
+    def _long(self, ends: Sequence[int]) -> str | jax.Array:
+        """The LongRoPE choice for rows that end with so many tokens."""
+        if self._fixed:
+            return "short" if self.config.longrope is None else self._regime
+        return jnp.asarray(np.asarray(ends) > self.config.longrope.original_context)
+
+    # ------------------------------------------------------------------------------------------ generation
+
+    def encode(self, prompt: str | Ids) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+          UserError: an empty prompt, text without a tokenizer, ids outside the vocabulary.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise UserError(f"{self.config.name} came without a tokenizer; give token ids, or add its files")
+            prompt = self.tokenizer.encode(prompt)
+        ids = [int(i) for i in prompt]
+        if not ids:
+            raise UserError("the prompt is empty; give at least one token")
+        if bad := [i for i in ids if not 0 <= i < self.config.vocab]:
+            raise UserError(f"token id {bad[0]} is outside the vocabulary: 0 to {self.config.vocab - 1}")
+        return ids
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply: the tokenizer's end, and the end of a turn."""
+        if self.tokenizer is None:
+            return ()
+        special = self.tokenizer.special_tokens
+        return tuple(sorted({self.tokenizer.eos_id, *(special[s] for s in STOPS if s in special)}))
+
+    def generate(
+        self,
+        prompts: Sequence[str | Ids],
+        max_new_tokens: int = 256,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        stop: Sequence[str] = (),
+        stop_ids: Ids | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Completion]:
+        """Continues each prompt.
+
+        Args:
+          prompts: strings (no begin token is added) or token ids, of any lengths.
+          max_new_tokens: of each reply.
+          sampling: how tokens are drawn; row i of a call draws the same tokens whatever else is in the batch.
+          stop: strings that end a reply; neither they nor what follows is in its text.
+          stop_ids: tokens that end a reply (default: `self.stop_ids`).
+          on_text: called as on_text(row, piece) with text that can no longer change.
+
+        Raises:
+          UserError: see `encode`; a prompt that leaves no room in the context; a stop string without a tokenizer.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens} must be 1 or more")
+        if any(not s for s in stop):
+            raise UserError("a stop string is empty; leave it out")
+        if stop and self.tokenizer is None:
+            raise UserError("stop strings need a tokenizer; give stop_ids")
+        encoded, context = [self.encode(p) for p in prompts], self.config.context
+        for ids in encoded:
+            if (over := len(ids) + max_new_tokens - context) > 0:
+                raise UserError(
+                    f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} exceed the context of {context} by "
+                    f"{over}; shorten the prompt or ask for fewer"
+                )
+        ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
+        replies = [
+            _Reply(i, len(ids), self.tokenizer, tuple(stop), frozenset(ends), on_text) for i, ids in enumerate(encoded)
+        ]
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            self._run([encoded[i] for i in rows], [replies[i] for i in rows], max_new_tokens, sampling)
+        return [reply.finished() for reply in replies]
+
+    def _run(self, prompts: list[list[int]], replies: list[_Reply], more: int, sampling: Sampling) -> None:
+        rows, longest = bucket(len(prompts), 1, self.batch), max(map(len, prompts))
+        time = bucket(longest, SHORTEST, self.config.context)
+        capacity = bucket(max(time, longest + more), STRIDE, max(self.config.context, time))
+        tokens, lengths = np.zeros((rows, time), np.int32), np.ones(rows, np.int32)
+        for i, ids in enumerate(prompts):
+            tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+        long = self._long([n + more for n in lengths])
+        numbers, kind = jax.tree.map(jnp.asarray, sampling.numbers()), sampling.kind
+        names = np.array([r.row for r in replies] + [0] * (rows - len(replies)), np.uint32)
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(sampling.seed), n))(names)
+        logits, cache = self._prefill(self._params, tokens, lengths, long, capacity)
+        seen = _seen(tokens, lengths, self.config.vocab) if kind.penalty else None
+        alive: list[_Reply | None] = [*replies, *[None] * (rows - len(replies))]
+        pending = None  # the step before is read while the next one runs
+        for i in range(more):
+            token, logprob, seen = _choose(logits, keys, cache.lengths, kind, numbers, seen)
+            if pending is not None and not _read(alive, *pending):
+                return
+            pending = token, logprob
+            if i + 1 < more:
+                extent = bucket(longest + i + 1, STRIDE, capacity)
+                logits, cache = self._step(self._params, token, cache, long, extent)
+        _read(alive, *pending)
+
+    # ------------------------------------------------------------------------------------------ scoring
+
+    def score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Score]:
+        """Log-probability of each continuation after its context.
+
+        Args:
+          pairs: (context ids, continuation ids), each with one token at least.
+
+        Raises:
+          UserError: an empty part, ids outside the vocabulary, more tokens than the context (the last one is not read).
+        """
+        # The last token is not read, so continuations that differ in it only (lettered options) share one row.
+        asked: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        places = []
+        for context, continuation in pairs:
+            whole = self.encode(context) + self.encode(continuation)
+            if (over := len(whole) - 1 - self.config.context) > 0:
+                raise UserError(
+                    f"{len(whole)} tokens exceed the context of {self.config.context} by {over}; cut the start"
+                )
+            key = tuple(whole[:-1]), len(context) - 1
+            choices = asked.setdefault(key, [])
+            if whole[-1] not in choices:
+                choices.append(whole[-1])
+            places.append((key, choices.index(whole[-1]), len(continuation)))
+        found, wanted = {}, sorted(asked, key=lambda key: (-len(key[0]), key))
+        for start in range(0, len(wanted), self.batch):
+            part = wanted[start : start + self.batch]
+            found |= zip(part, self._score(part, [asked[key] for key in part]), strict=True)
+        results = []
+        for key, choice, tokens in places:
+            inner, right, final, top = found[key]
+            logprob = inner[: tokens - 1].sum(dtype=np.float64) + final[choice]
+            results.append(Score(float(logprob), bool(right[: tokens - 1].all() and top[choice]), tokens))
+        return results
+
+    def _score(
+        self, keys: Sequence[tuple[tuple[int, ...], int]], choices: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Of each (row, start): log-probabilities and hits of its tokens after the start, and of the choices after it."""
+        rows = bucket(len(keys), 1, self.batch)
+        tokens = np.zeros((rows, bucket(max(len(row) for row, _ in keys), SHORTEST, self.config.context)), np.int32)
+        last = np.zeros((rows, bucket(max(map(len, choices)), 1, self.config.vocab)), np.int32)
+        starts, lengths = np.zeros(rows, np.int32), np.ones(rows, np.int32)
+        for i, ((row, start), ids) in enumerate(zip(keys, choices, strict=True)):
+            tokens[i, : len(row)], last[i, : len(ids)], starts[i], lengths[i] = row, ids, start, len(row)
+        count = bucket(int((lengths - starts).max()), 1, tokens.shape[1])
+        found = self._scores(self._params, tokens, starts, lengths, last, self._long(lengths), count)
+        return zip(*(np.asarray(x)[: len(keys)] for x in found), strict=True)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _choose(logits, keys, positions, kind: Kind, numbers, seen):
+    """Next tokens, their log-probabilities, and what the penalty falls on from now on."""
+    token, logprob = choose(logits, jax.vmap(jax.random.fold_in)(keys, positions), kind, numbers, seen)
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
+    return token, logprob, seen
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _seen(tokens: jax.Array, lengths: jax.Array, vocab: int) -> jax.Array:
+    rows, real = jnp.arange(len(tokens))[:, None], jnp.arange(tokens.shape[1]) < lengths[:, None]
+    return jnp.zeros((len(tokens), vocab), bool).at[rows, tokens].max(real)
+
+
+def _read(alive: list[_Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
+    """Hands each row its token; whether any row goes on."""
+    tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+    for i, reply in enumerate(alive):
+        if reply is not None and not reply.take(int(tokens[i]), float(logprobs[i])):
+            alive[i] = None
+    return any(reply is not None for reply in alive)
+
+
+class _Reply:
+    """One row's tokens and text, and where it stops."""
+
+    def __init__(
+        self,
+        row: int,
+        prompt_tokens: int,
+        tokenizer: Tokenizer | None,
+        stop: tuple[str, ...],
+        stop_ids: frozenset[int],
+        on_text: Callable[[int, str], None] | None,
+    ) -> None:
+        self.row, self._prompt, self._tokenizer = row, prompt_tokens, tokenizer
+        self._stop, self._stop_ids, self._on_text = stop, stop_ids, on_text
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._text, self._said, self._settled, self._finish = "", 0, 0, "length"
+        self._before, self._is_cut = "", False  # text of the settled ids; whether a stop string ended it
+
+    def take(self, token: int, logprob: float) -> bool:
+        """Adds a token; False when the reply has ended."""
+        if token in self._stop_ids:
+            self._finish = "stop"
+            return False
+        self._ids.append(token)
+        self._logprobs.append(logprob)
+        if self._tokenizer is None or not (self._stop or self._on_text):
+            return True
+        self._decode()
+        if (cut := self._cut()) is not None:
+            self._text, self._finish, self._is_cut = self._text[:cut], "stop", True
+            return False
+        self._say(held=max([_overlap(self._text, s) for s in self._stop], default=0))
+        return True
+
+    def _decode(self) -> None:
+        """Brings the text up to date, decoding the last ids only.
+
+        A token may change how the ones before it are spelled (bytes of one character, blanks between words), but not
+        those before a token that ended in a whole character.
+        """
+        tail = self._tokenizer.decode(self._ids[self._settled :])
+        lead = self._tokenizer.decode(self._ids[self._settled : -1])
+        self._text = self._before + tail
+        if len(self._ids) - self._settled > 16 and not lead.endswith("\ufffd") and tail.startswith(lead):
+            keep = len(self._ids) - 8
+            head = self._tokenizer.decode(self._ids[self._settled : keep])
+            rest = self._tokenizer.decode(self._ids[keep:])
+            if head + rest == tail:  # not so where a tokenizer drops a leading blank
+                self._before, self._settled = self._before + head, keep
+
+    def _cut(self) -> int | None:
+        found = [self._text.find(s, max(0, self._said - len(s))) for s in self._stop]
+        return min((i for i in found if i >= 0), default=None)
+
+    def _say(self, held: int) -> None:
+        if self._on_text is None:
+            return
+        end = len(self._text) - held
+        while end > self._said and self._text[end - 1] == "\ufffd":  # perhaps the start of a character
+            end -= 1
+        if end > self._said:
+            self._on_text(self.row, self._text[self._said : end])
+            self._said = end
+
+    def finished(self) -> Completion:
+        if self._tokenizer is not None:
+            if not self._is_cut:
+                self._text = self._tokenizer.decode(self._ids)
+            if self._on_text is not None and len(self._text) > self._said:
+                self._on_text(self.row, self._text[self._said :])
+        return Completion(self._ids, self._text, self._logprobs, self._finish, self._prompt)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,65 @@
+"""Prefill and steps on eight devices give one device's logits, under every strategy of training."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny import WAYS, make_run
+
+from phi3_jax.family import MEMBERS
+from phi3_jax.inference import decode
+from phi3_jax.models.spec import init_params, param_specs
+from phi3_jax.sharding import rules
+from phi3_jax.sharding.mesh import mesh_of
+
+ROWS, PROMPT, MORE = 8, 16, 4
+
+
+def tokens() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 320, (ROWS, PROMPT + MORE)).astype(np.int32), rng.integers(1, PROMPT, ROWS).astype(np.int32)
+
+
+def logits(member: str, strategy: str, devices: int) -> np.ndarray:
+    """(steps, rows, vocab) of a prompt's last token and of four more."""
+    run = make_run(member, strategy, **(WAYS[strategy] if devices > 1 else {}))
+    mesh, layout = mesh_of(run, jax.devices()[:devices]), rules.layout_of(strategy).decoding()
+    ids, lengths = tokens()
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, P(("replica", "data")))
+        params = jax.device_put(
+            init_params(run.model, 0), rules.param_shardings(param_specs(run.model), strategy, mesh)
+        )
+        params = jax.jit(decode.unstack)(params)
+        put = lambda x: jax.device_put(x, rows)  # noqa: E731
+        start = jax.jit(functools.partial(decode.prefill, cfg=run.model, capacity=24, layout=layout))
+        one = jax.jit(functools.partial(decode.step, cfg=run.model, extent=24, layout=layout))
+        out, cache = start(params, put(ids[:, :PROMPT]), put(lengths))
+        found = [np.asarray(out)]
+        for i in range(MORE):
+            out, cache = one(params, put(ids[:, PROMPT + i]), cache)
+            found.append(np.asarray(out))
+        if strategy == "fsdp_tp":
+            assert cache.keys[0].addressable_shards[0].data.shape[:2] == (2, 1), "its rows and heads"
+    return np.stack(found)
+
+
+@functools.cache
+def alone(member: str) -> np.ndarray:
+    return logits(member, "dp", 1)
+
+
+@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_logits_are_those_of_one_device(member: str, strategy: str) -> None:
+    exact, found = alone(member), logits(member, strategy, 8)
+    kept = exact > np.finfo(np.float32).min / 2
+    assert kept.any() and np.ptp(exact[kept]) > 0.1
+    np.testing.assert_allclose(found[kept], exact[kept], atol=1e-4 * np.abs(exact[kept]).max(), rtol=0)
+    assert np.abs(jnp.diff(exact, axis=0)).max() > 1e-2, "control: the steps differ"
