@@ -411,12 +411,16 @@ def command(arguments: Sequence[str]) -> None:
     size, count = quantized.stored_bytes(cfg, name), sum(s.size for s in specs.values())
     before = sum(s.size * reader.dtypes[leaf].itemsize for leaf, s in specs.items())
     print(
-        f"{cfg.label}: {name}, {how['method']}, {size / 1e9:.3f} GB ({8 * size / count:.2f} bits a parameter, "
+        f"{cfg.label}: {name}, {how['method']}, {_bytes(size)} ({8 * size / count:.2f} bits a parameter, "
         f"{before / size:.1f} times smaller), error of the weights {math.sqrt(errors[0] / max(powers[0], 1e-300)):.2%}, "
         f"{time.perf_counter() - start:.1f} s, {target}"
     )
     if found is not None:
         _print_change(found, source, target)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.3f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
 
 
 def _print_change(found: Material, source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ import phi3_jax
 from phi3_jax import commands
 from phi3_jax.configs import LongRope, ModelConfig
 from phi3_jax.data import tokenizers
+from phi3_jax.inference import quantize
 from phi3_jax.interop import convert, hf_config, huggingface, safetensors
 from phi3_jax.interop import gguf as exporter
 from phi3_jax.models.spec import init_params
@@ -175,6 +176,33 @@ def test_multipliers_are_folded_as_in_safetensors(member: str, ladder: str, tmp_
     for name, there in published.items():
         there = there if there.ndim == 1 else there.astype(np.float16)
         np.testing.assert_array_equal(there.astype(np.float32), written[names[name]])
+
+
+@pytest.mark.parametrize("form", ["q4_0", "q8_0"])
+def test_a_quantised_run_is_written_as_it_is(form: str, tmp_path: Path, capsys) -> None:
+    """The blocks are those of a direct export, bit for bit; muP's factors go into the scales."""
+    convert.import_folder(folder_of(tmp_path / "source", tiny("medium")), tmp_path / "run")
+    words = ["--model", str(tmp_path / "run"), "--format", form, "--out", str(tmp_path / "rounded"), "--tokens", "0"]
+    assert commands.run(words, "", quantize.command) == 0
+    direct, through = (export(str(tmp_path / n), tmp_path / f"{n}.{form.upper()}.gguf") for n in ("run", "rounded"))
+    assert {t.name for t in direct.tensors} == {t.name for t in through.tensors} and len(direct.tensors) > 10
+    for a, b in zip(direct.tensors, through.tensors, strict=True):
+        np.testing.assert_array_equal(a.data, b.data, err_msg=a.name)
+
+    run = byte_run(tmp_path / "bytes", proxy("mini", "clean"))
+    words = ["--model", str(run), "--format", form, "--out", str(tmp_path / "proxy"), "--tokens", "0"]
+    assert commands.run(words, "", quantize.command) == 0
+    files = [tmp_path / f"{path.name}-p.{form.upper()}.gguf" for path in (run, tmp_path / "proxy")]
+    direct, through = (weights_in(export(str(p), f)) for p, f in zip((run, tmp_path / "proxy"), files, strict=True))
+    assert huggingface.folding(proxy("mini", "clean")), "there are factors"
+    for name, weights in direct.items():
+        step = np.abs(weights).max() / (7 if form == "q4_0" else 127)
+        assert np.abs(weights - through[name]).max() < (1.05 if weights.ndim > 1 else 1e-6) * step, name
+        assert np.corrcoef(weights.ravel(), through[name].ravel())[0, 1] > 0.999 or weights.ndim == 1
+    capsys.readouterr()
+    rounded, other = str(tmp_path / "rounded"), "q8_0" if form == "q4_0" else "q4_0"
+    refused(["--model", rounded, "--to", f"gguf:{tmp_path / 'x'}.{other}.gguf"], capsys, "is quantised in", form)
+    refused(["--model", rounded, "--to", f"hf:{tmp_path / 'x'}"], capsys, "is quantised; export the run")
 
 
 def test_a_tied_table_is_written_once(tmp_path: Path) -> None:

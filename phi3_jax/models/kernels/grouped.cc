@@ -1,4 +1,4 @@
-// Products of float32 rows with group-quantised matrices on a CPU, as an XLA FFI target.
+// Products of a few float32 rows with group-quantised and with bfloat16 matrices on a CPU, as XLA FFI targets.
 //
 // A matrix lies in tiles of 16 rows by one group of columns: 16 float16 scales, then for each 32 columns the quants of
 // 16 rows, four columns at a time, so that one vector holds four columns of each of 16 rows. Activations are rounded to
@@ -26,6 +26,7 @@ namespace {
 
 constexpr int kRows = 16;   // rows of a tile
 constexpr int kBlock = 32;  // columns that share an activation's scale
+constexpr int kTogether = 4;  // tile rows that one activation row meets at once
 
 // Activations of one call: quants, scale of each 32, and what makes up for the weights' being stored without sign.
 struct Activations {
@@ -128,10 +129,6 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma"))) inline 
       } else {
         for (int v = 0; v < 8; ++v) part[v] = _mm512_xor_si512(_mm512_loadu_si512(w + 64 * v), flip);
       }
-      _mm_prefetch(reinterpret_cast<const char*>(w + 2048), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + 2048 + 64), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + 2048 + 128), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + 2048 + 192), _MM_HINT_T0);
       for (int c = 0; c < kCount; ++c) {
         const int64_t at = (first + c) * a.blocks + b;
         const int32_t* x = reinterpret_cast<const int32_t*>(a.quants.data() + at * kBlock);
@@ -147,6 +144,47 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma"))) inline 
     tile += 32 + m.per_group * bytes;
   }
   for (int c = 0; c < kCount; ++c) _mm512_storeu_ps(out[c], total[c]);
+}
+
+// One activation row and several tile rows, `apart` bytes from one another, so that more sums are under way at once.
+template <int kBits, int kTiles>
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma"))) inline void vnni_one(
+    const Matrix& m, const uint8_t* tile, int64_t apart, const Activations& a, int64_t row, float* out) {
+  __m512 total[kTiles];
+  for (int t = 0; t < kTiles; ++t) total[t] = _mm512_setzero_ps();
+  const __m512i low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8(-128);
+  const int64_t bytes = m.block_bytes(), size = m.tile_bytes();
+  const int64_t first = row * a.blocks;
+  for (int64_t b = 0; b < m.blocks; ++b) {
+    const int64_t within = b % m.per_group;
+    const uint8_t* group = tile + b / m.per_group * size;
+    const int32_t* x = reinterpret_cast<const int32_t*>(a.quants.data() + (first + b) * kBlock);
+    __m512i columns[8];
+    for (int v = 0; v < 8; ++v) columns[v] = _mm512_set1_epi32(x[v]);
+    const __m512i offset = _mm512_set1_epi32(a.offsets[first + b]);
+    const __m512 scale = _mm512_set1_ps(a.scales[first + b]);
+    for (int t = 0; t < kTiles; ++t, group += apart) {
+      const uint8_t* w = group + 32 + within * bytes;
+
+      __m512i even = offset, odd = _mm512_setzero_si512();
+      if (kBits == 4) {
+        for (int v = 0; v < 4; ++v) {
+          const __m512i both = _mm512_loadu_si512(w + 64 * v);
+          even = _mm512_dpbusd_epi32(even, _mm512_and_si512(both, low), columns[v]);
+          odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), columns[v + 4]);
+        }
+      } else {
+        for (int v = 0; v < 8; v += 2) {
+          even = _mm512_dpbusd_epi32(even, _mm512_xor_si512(_mm512_loadu_si512(w + 64 * v), flip), columns[v]);
+          odd = _mm512_dpbusd_epi32(odd, _mm512_xor_si512(_mm512_loadu_si512(w + 64 * v + 64), flip), columns[v + 1]);
+        }
+      }
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+      const __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)));
+      total[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scales, scale), total[t]);
+    }
+  }
+  for (int t = 0; t < kTiles; ++t) _mm512_storeu_ps(out + t * kRows, total[t]);
 }
 
 template <int kBits>
@@ -269,6 +307,20 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
   const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(16, tile_rows / (4 * std::max<int64_t>(1, pool.num_threads()))));
   parallel(pool, (tile_rows + chunk - 1) / chunk, [&](int64_t part) {
     float out[kColumns][kRows];
+#ifdef X86
+    if (a.columns == 1 && chosen == 2) {
+      const auto several = bits == 4 ? vnni_one<4, kTogether> : vnni_one<8, kTogether>;
+      const auto single = bits == 4 ? vnni_one<4, 1> : vnni_one<8, 1>;
+      const int64_t end = std::min(tile_rows, (part + 1) * chunk);
+      for (int64_t t = part * chunk; t < end;) {
+        const int count = end - t >= kTogether ? kTogether : 1;
+        (count == 1 ? single : several)(m, m.tiles + t * row_bytes, row_bytes, a, 0, out[0]);
+        std::memcpy(to + t * kRows, out[0], std::min<int64_t>(count * kRows, m.rows - t * kRows) * sizeof(float));
+        t += count;
+      }
+      return;
+    }
+#endif
     for (int64_t column = 0; column < a.columns; column += kColumns) {
       const int count = static_cast<int>(std::min<int64_t>(kColumns, a.columns - column));
       for (int64_t t = part * chunk; t < std::min(tile_rows, (part + 1) * chunk); ++t) {
@@ -277,6 +329,48 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
         for (int c = 0; c < count; ++c) std::memcpy(to + (column + c) * m.rows + t * kRows, out[c], rows * sizeof(float));
       }
     }
+  });
+  return ffi::Error::Success();
+}
+
+// Adds the products of some rows of x with columns first..last of a bfloat16 matrix (depth, width) to y.
+#ifdef X86
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void add_half(const float* x, const uint16_t* w, float* y, int64_t rows, int64_t depth, int64_t width, int64_t first,
+              int64_t last) {
+  const int64_t count = last - first;
+  for (int64_t k = 0; k < depth; k += 4) {
+    const int64_t left = std::min<int64_t>(4, depth - k);
+    const uint16_t* line[4];
+    for (int64_t i = 0; i < 4; ++i) line[i] = w + (k + (i < left ? i : 0)) * width + first;
+    for (int64_t r = 0; r < rows; ++r) {
+      float scale[4];
+      for (int64_t i = 0; i < 4; ++i) scale[i] = i < left ? x[r * depth + k + i] : 0;
+      float* to = y + r * width + first;
+      for (int64_t j = 0; j < count; ++j) {
+        float sum = to[j];
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t word = static_cast<uint32_t>(line[i][j]) << 16;
+          float value;
+          std::memcpy(&value, &word, 4);
+          sum += scale[i] * value;
+        }
+        to[j] = sum;
+      }
+    }
+  }
+}
+
+ffi::Error multiply_half(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::BF16> w,
+                         ffi::ResultBuffer<ffi::F32> y) {
+  const int64_t rows = x.dimensions()[0], depth = w.dimensions()[0], width = w.dimensions()[1];
+  const int64_t tasks = 4 * std::max<int64_t>(1, pool.num_threads());
+  const int64_t step = std::max<int64_t>(64, std::min<int64_t>(1024, (width + tasks - 1) / tasks));
+  std::memset(y->typed_data(), 0, y->size_bytes());
+  parallel(pool, (width + step - 1) / step, [&](int64_t i) {
+    add_half(x.typed_data(), reinterpret_cast<const uint16_t*>(w.untyped_data()), y->typed_data(), rows, depth, width,
+             i * step, std::min(width, (i + 1) * step));
   });
   return ffi::Error::Success();
 }
@@ -294,3 +388,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_grouped, multiply,
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("per_group")
                                   .Attr<int64_t>("version"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_half, multiply_half,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());

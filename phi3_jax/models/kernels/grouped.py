@@ -1,4 +1,4 @@
-"""The CPU kernel for group-quantised matrices (`grouped.cc`): compiled once, when first needed.
+"""The CPU kernels for group-quantised and bfloat16 matrices (`grouped.cc`): compiled once, when first needed.
 
 It is compiled against the headers of the jaxlib in use, which therefore always agree with it, and kept in the cache
 folder. Without a C++ compiler the products run in plain XLA, about 60 times slower; one line says so.
@@ -24,7 +24,7 @@ import jaxlib
 from phi3_jax.errors import UserError, nearest
 
 SOURCE = Path(__file__).with_name("grouped.cc")
-TARGET = "phi3_jax_grouped"
+TARGET, HALF = "phi3_jax_grouped", "phi3_jax_half"
 VERSIONS = ("plain", "avx2", "vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno")
 
@@ -36,8 +36,9 @@ def _load() -> int | None:
         library = ctypes.cdll.LoadLibrary(str(_compiled()))
     except (OSError, subprocess.SubprocessError) as error:
         text = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        print(f"note: no compiled 4-bit kernel ({text[-1] if text else error}); plain XLA is slower", file=sys.stderr)
+        print(f"note: no compiled CPU kernel ({text[-1] if text else error}); plain XLA is slower", file=sys.stderr)
         return None
+    jax.ffi.register_ffi_target(HALF, jax.ffi.pycapsule(library.phi3_jax_half), platform="cpu")
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.phi3_jax_grouped), platform="cpu")
     return int(library.phi3_jax_grouped_version())
 
@@ -87,3 +88,8 @@ def multiply(x: jax.Array, tiles: jax.Array, rows: int, bits: int, group: int) -
     number = -1 if _wish() == "auto" else VERSIONS.index(_wish())
     call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct((x.shape[0], rows), jnp.float32))
     return call(x, tiles, bits=bits, per_group=group // 32, version=number)
+
+
+def multiply_half(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x (m, k) float32 times weight (k, n) bfloat16: (m, n) float32, exact but for the order of its sums."""
+    return jax.ffi.ffi_call(HALF, jax.ShapeDtypeStruct((x.shape[0], weight.shape[1]), jnp.float32))(x, weight)
