@@ -19,6 +19,8 @@ import sys
 
 from phi3_jax.commands import run
 from phi3_jax.inference.command import command
+from phi3_jax.training.compile_cache import kept
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], __doc__, command))
+    with kept():
+        sys.exit(run(sys.argv[1:], __doc__, command))

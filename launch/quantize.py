@@ -5,7 +5,7 @@
 --out RUN                the quantised run; must not exist yet, and appears only when whole
 --calibrate              round so that the products with real inputs stay (GPTQ); minutes for a phi-3-mini
 --text FILE              text to calibrate on and to measure with; default: the run's own data set, or the Python docs
---tokens N               how many tokens of it (default 8192; 0 measures nothing)
+--tokens N               how many tokens of it (default 8192, of which models of 1B and more are measured on 2048; 0: none)
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 
 from phi3_jax.commands import run
 from phi3_jax.inference.quantize import command
+from phi3_jax.training.compile_cache import kept
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], __doc__, command))
+    with kept():
+        sys.exit(run(sys.argv[1:], __doc__, command))

@@ -17,7 +17,7 @@ from typing import Any
 from phi3_jax import commands, loading
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import mt_bench, statistics, suites
-from phi3_jax.interop import huggingface
+from phi3_jax.interop import huggingface, quantized
 from phi3_jax.training import checkpoint, metrics, streaming
 
 FLAGS = {
@@ -226,6 +226,10 @@ def locate(text: str) -> Source:
         name = folder.resolve().name
         axes = {"step": 0, "tokens": None}
         return Source(text, text, axes, f"{text} {_digest(forms)}", Path("runs") / "evals" / name)
+    if (Path(text) / quantized.RECORD).exists():
+        record = huggingface.read_json(Path(text) / quantized.RECORD)
+        name = f"{text} {record.get('format')}"
+        return Source(text, name, {"step": 0, "tokens": None}, f"{name} {_digest(record)}", Path(text))
     folder, step = loading.find_run(Path(text))
     found = streaming.Reader(folder / "checkpoints", "params.", step).path
     step, record = int(found.name), (found / checkpoint.RECORD).read_bytes()

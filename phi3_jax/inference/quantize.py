@@ -33,6 +33,7 @@ from phi3_jax.training.step import eval_step
 from phi3_jax.training.train import evaluate
 
 WINDOW = 512  # tokens a window of text
+LARGE, MEASURED = 10**9, 2048  # a model of so many parameters is measured on so many tokens at most: minutes on a CPU
 SHRINK = np.linspace(1.0, 0.7, 13)  # scales that are tried, beside that of the largest weight
 BLOCK = 128  # columns between two updates of all later ones (arXiv:2210.17323, section 3.3)
 
@@ -293,7 +294,7 @@ def material(source: Path, cfg: ModelConfig, tokenizer: Any, tokens: int, given:
 
     Args:
       source: the run's folder.
-      tokens: to calibrate on, and of text to measure on.
+      tokens: to calibrate on, and of text to measure on (at most MEASURED where the model is LARGE).
     """
     record = huggingface.read_json(source / "config.json")["config"]
     folder = Path((record.get("data") or {}).get("folder", ""))
@@ -305,7 +306,9 @@ def material(source: Path, cfg: ModelConfig, tokenizer: Any, tokens: int, given:
         return Material(f"its own data set, {folder}", [first], functools.partial(_meters, ds, run))
     if tokenizer is None:
         return None
-    windows = _windows(given, tokenizer, min(WINDOW, cfg.context), tokens)
+    windows = list(_windows(given, tokenizer, min(WINDOW, cfg.context), tokens))
+    if cfg.matrix_params >= LARGE:
+        windows[1] = windows[1][: max(1, MEASURED // windows[1].shape[1])]
     what = f"{windows[1].size:,} tokens of {given or 'the Python documentation'}"
     calibration = [{"tokens": jnp.asarray(w)} for w in np.array_split(windows[0], -(-len(windows[0]) // 4))]
     return Material(what, calibration, functools.partial(_text_loss, cfg, windows[1]))

@@ -17,6 +17,7 @@ import shutil
 import socket
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -75,6 +76,17 @@ def enable() -> CompileCache | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # those are folders, which are not shared
     return cache
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """What is compiled inside is kept for later processes: the next start of the same command is seconds faster."""
+    cache = enable()
+    try:
+        yield
+    finally:
+        if cache is not None:
+            cache.publish()
 
 
 def default_folder() -> Path:

@@ -22,6 +22,7 @@ import test_mt_bench
 import phi3_jax
 from phi3_jax import commands
 from phi3_jax.evaluation import command
+from phi3_jax.inference import quantize
 from phi3_jax.interop import convert
 from phi3_jax.models.spec import init_params
 from phi3_jax.reporting import table
@@ -124,6 +125,16 @@ def test_a_suite_from_end_to_end(run: Path, data: Path, capsys: pytest.CaptureFi
     assert evaluate(*words[:-2], "--tasks", "boolq", "--scoring", "harness") == 0
     assert sorted(r["task"] for r in rows_in(run / "evals.jsonl")) == sorted(r["task"] for r in again)
     assert not list(run.glob("*.new")) and not list(run.glob(".probe*"))
+
+
+def test_a_quantised_run_is_evaluated_as_any(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    words = ["--model", str(run), "--format", "q8_0", "--out", str(tmp_path / "q"), "--tokens", "0"]
+    assert commands.run(words, "", quantize.command) == 0
+    assert evaluate("--model", tmp_path / "q", "--data_dir", data, "--tasks", "boolq", "--limit", 4) == 0
+    rows = rows_in(tmp_path / "q" / "evals.jsonl")
+    assert [(r["task"], r["n"], r["model"]) for r in rows] == [
+        (f"boolq/{scoring}", 4, f"{tmp_path / 'q'} q8_0") for scoring in ("letter", "harness")
+    ]
 
 
 def test_replies_without_a_judge_are_no_score(run: Path, data: Path, tmp_path: Path, capsys) -> None:

@@ -46,7 +46,7 @@ def _load() -> int | None:
 def _compiled() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     key = hashlib.sha256(SOURCE.read_bytes() + f"{jaxlib.__version__} {compiler} {FLAGS}".encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "phi3_jax" / "kernels"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phi3_jax" / "kernels"
     target = root / f"grouped-{key}.so"
     if target.exists():
         return target
