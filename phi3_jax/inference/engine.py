@@ -23,6 +23,7 @@ from phi3_jax.inference.sampling import Kind, Sampling, choose
 from phi3_jax.loading import Model
 from phi3_jax.models.decoder import hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
+from phi3_jax.models.rotary import REGIMES
 
 SHORTEST = 32  # least bucket of prompt lengths
 STRIDE = 128  # least bucket of positions read
@@ -79,6 +80,8 @@ class Engine:
     def __init__(self, model: Model, batch: int = 8, *, layout: Layout = ANYWHERE, rope_regime: str = "auto") -> None:
         if batch < 1:
             raise UserError(f"batch={batch} must be 1 or more")
+        if rope_regime not in REGIMES:
+            raise UserError(f"rope_regime={rope_regime!r}; valid: {', '.join(REGIMES)}")
         self.config: ModelConfig = model.config
         self.tokenizer: Tokenizer | None = model.tokenizer
         self.batch, self._layout, self._regime = batch, layout, rope_regime

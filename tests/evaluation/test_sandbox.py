@@ -20,7 +20,7 @@ from phi3_jax.evaluation import sandbox
 from phi3_jax.evaluation.sandbox import Limits, Outcome, run, run_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
-QUICK = Limits(seconds=1.5, cpu_seconds=1)
+QUICK = Limits(seconds=1.5, cpu_seconds=1, memory_bytes=1 << 28)
 SOLUTION = """
 from typing import List
 def has_close_elements(numbers: List[float], threshold: float) -> bool:
