@@ -1,4 +1,4 @@
-"""Decoding beside transformers on a CPU: `python benchmarks/decode.py [--runs N] [--batches 1,8,32]`.
+"""Decoding beside transformers on a CPU: `python benchmarks/decode.py [--runs N] [--batches 1,8] [--kinds slice:float32]`.
 
 Random weights: phi-3-mini's full width with 4 layers (the true vocabulary), in float32 and bfloat16, and a pico proxy's
 shape. Prompts of 64 tokens; time to the first token (prefill), then decode tokens/s of all rows together, greedy. Both
@@ -23,8 +23,8 @@ from decode_cpu import bandwidth
 
 from phi3_jax.launcher import MALLOC
 
-PROMPT, REPLY, LAYERS = 64, 32, 4
-SHAPES = ("slice", "proxy")
+PROMPT, LAYERS = 64, 4
+REPLY = {"slice": 32, "proxy": 256}
 
 
 def ours(shape: str, dtype: str) -> tuple[Callable[[int], tuple[float, float]], int]:
@@ -50,7 +50,7 @@ def ours(shape: str, dtype: str) -> tuple[Callable[[int], tuple[float, float]], 
         begin = time.perf_counter()
         engine.generate(prompts, 1, stop_ids=())
         first = time.perf_counter()
-        engine.generate(prompts, 1 + REPLY, stop_ids=())
+        engine.generate(prompts, 1 + REPLY[shape], stop_ids=())
         return first - begin, time.perf_counter() - first - (first - begin)
 
     return run, size
@@ -81,7 +81,7 @@ def theirs(shape: str, dtype: str) -> tuple[Callable[[int], tuple[float, float]]
         out = model(prompt, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1:].argmax(-1)
         first = time.perf_counter()
-        for _ in range(REPLY):
+        for _ in range(REPLY[shape]):
             out = model(token, past_key_values=out.past_key_values, use_cache=True)
             token = out.logits[:, -1:].argmax(-1)
         return first - begin, time.perf_counter() - first
@@ -114,13 +114,13 @@ def compare(shape: str, dtype: str, batches: list[int], turns: int, sides: list[
                     found[name].append(seconds)
         for name, rows in found.items():
             prompt, reply = (statistics.median(column) for column in zip(*rows, strict=True))
-            ratios = ["1", "1"]
+            ratios, steps = ["1", "1"], REPLY[shape] / reply
             if name != sides[0]:
                 pairs = zip(found[sides[0]], rows, strict=True)
                 ratios = [f"{statistics.median(x):.2f}x" for x in zip(*((a / c, b / d) for (a, b), (c, d) in pairs))]
             print(
-                f"| {shape} | {dtype} | {batch} | {name} | {prompt * 1e3:.1f} | {ratios[0]} | {batch * REPLY / reply:.1f} "
-                f"| {ratios[1]} | {size * REPLY / reply / 1e9:.1f} |",
+                f"| {shape} | {dtype} | {batch} | {name} | {prompt * 1e3:.1f} | {ratios[0]} | {batch * steps:.1f} "
+                f"| {ratios[1]} | {size * steps / 1e9:.1f} |",
                 flush=True,
             )
     for server in servers.values():
@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--kinds", default="slice:float32,slice:bfloat16,proxy:float32")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -161,8 +162,8 @@ def main() -> None:
     print("| shape | dtype | batch | library | first token, ms | beside | decode, tokens/s | beside | GB/s |")
     print(f"|{' --- |' * 9}")
     batches = [int(b) for b in arguments.batches.split(",")]
-    for shape, dtype in (("slice", "float32"), ("slice", "bfloat16"), ("proxy", "float32")):
-        compare(shape, dtype, batches, arguments.runs, sides)
+    for kind in arguments.kinds.split(","):
+        compare(*kind.split(":"), batches, arguments.runs, sides)
     cache_table()
 
 

@@ -129,9 +129,9 @@ def attend_one(
 def _write(cached: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
     """One token's keys (or values) (batch, 1, kv_heads, head_dim) put into their slots."""
     new = new.transpose(0, 2, 1, 3).astype(cached.dtype)
-    for row in range(new.shape[0]):  # in place, which XLA:CPU's scatter is not
-        cached = jax.lax.dynamic_update_slice(cached, new[row : row + 1], (row, 0, slot[row], 0))
-    return cached
+    if len(new) == 1:  # in place, which XLA:CPU's scatter is not; but several of these would wait for one another
+        return jax.lax.dynamic_update_slice(cached, new, (0, 0, slot[0], 0))
+    return cached.at[jnp.arange(len(new)), :, slot].set(new[:, :, 0])
 
 
 def _explicit(x: jax.Array) -> bool:

@@ -216,9 +216,9 @@ class Engine:
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], lengths[i] = ids, len(ids)
         long = self._long([n + more for n in lengths])
-        numbers, kind = jax.tree.map(jnp.asarray, sampling.numbers()), sampling.kind
+        numbers, kind = sampling.numbers(), sampling.kind
         names = np.array([r.row for r in replies] + [0] * (rows - len(replies)), np.uint32)
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(sampling.seed), n))(names)
+        keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
         logits, cache = self._prefill(self._params, tokens, lengths, long, capacity)
         seen = _seen(tokens, lengths, self.config.vocab) if kind.penalty else None
         alive: list[_Reply | None] = [*replies, *[None] * (rows - len(replies))]
@@ -282,6 +282,13 @@ class Engine:
         count = bucket(int((lengths - starts).max()), 1, tokens.shape[1])
         found = self._scores(self._params, tokens, starts, lengths, last, self._long(lengths), count)
         return zip(*(np.asarray(x)[: len(keys)] for x in found), strict=True)
+
+
+@jax.jit
+def _keys(low: jax.Array, high: jax.Array, rows: jax.Array) -> jax.Array:
+    """A key for each row, of a seed's two halves."""
+    key = jax.random.fold_in(jax.random.key(low), high)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
