@@ -38,7 +38,7 @@ def random_run(folder: Path, member: str, name: str, layers: int | None) -> None
 
     def part(leaf: str, layer: int | None) -> np.ndarray:
         spec = specs[leaf]
-        dtype, shape = quantized._form(leaf, spec, name)
+        dtype, shape = quantized.form_of(leaf, spec, name)
         shape = shape if layer is None else shape[1:]
         if dtype == "F32":
             return np.ones(shape, np.float32)

@@ -71,36 +71,45 @@ def parse(
 
 
 @contextlib.contextmanager
-def whole(target: Path, size: int) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends well; `<name>.partial` until then.
+def whole(target: Path, size: int, *, flag: str = "--to", file: bool = False) -> Iterator[Path]:
+    """A folder (or a file) that appears under its name only when the block ends well; `<name>.partial` until then.
 
     Args:
       target: must not exist, or be an empty folder.
       size: bytes that will be written, which must be free.
+      flag: what the user named it with, for errors.
+      file: whether the block makes a file at the path it gets; a folder is made for it.
     """
     target = target.resolve()
-    partial = target.with_name(target.name + ".partial")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; choose another --to, or remove it")
+    partial, other = target.with_name(target.name + ".partial"), f"choose another {flag}"
+    if target.exists() and (file or not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists{' and is not empty' if target.is_dir() else ''}; {other}, or remove it")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        free = shutil.disk_usage(partial).free
+        _remove(partial)
+        (partial.parent if file else partial).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
     except OSError as error:
-        raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another --to") from error
+        raise UserError(f"cannot write to {target.parent}: {error.strerror}; {other}") from error
     try:
         if free < size:
             raise UserError(
                 f"{target} needs {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; free some space or "
-                "choose another --to"
+                f"{other}"
             )
         yield partial
         if target.exists():
             target.rmdir()
-        os.rename(partial, target)
+        os.replace(partial, target)
     except OSError as error:
         reason = FULL if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise UserError(f"writing {target} failed: {reason}; nothing was left there") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -128,7 +128,7 @@ def load(path: str | Path, *, window_rule: str = "transformers", dtype: Any = No
         reader.check({leaf: spec.shape for leaf, spec in huggingface.leaves_of(cfg).items()})
         params = place(cfg, reader.dtypes, reader.read_parts, shardings)
     stored = jax.tree.leaves(params)[0].dtype
-    return Model(params, cfg, _tokenizer(kept, None if text.startswith("hf:") else run), jnp.dtype(dtype or stored))
+    return Model(params, cfg, tokenizer_of(kept, None if text.startswith("hf:") else run), jnp.dtype(dtype or stored))
 
 
 def folder_config(folder: Path, window_rule: str = "transformers") -> ModelConfig:
@@ -221,7 +221,7 @@ def _place_leaf(
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(shards))
 
 
-def _tokenizer(kept: Path, run: Path | None) -> tokenizers.Tokenizer | None:
+def tokenizer_of(kept: Path, run: Path | None) -> tokenizers.Tokenizer | None:
     """The tokenizer among the kept files; for a run trained on bytes, the byte tokenizer."""
     if kept.is_dir():
         if any(next(kept.glob(p), None) for p in ("tokenizer.json", "*.tiktoken", "*.model")):

@@ -93,7 +93,7 @@ def knowledge(nll: np.ndarray, hit: np.ndarray, extra: Arrays, non_embedding: in
         if persons.any():
             clusters = np.repeat(np.arange(persons.sum()), ATTRIBUTES)
             estimate = statistics.proportion(right[persons], clusters)
-            rows.append(_row("knowledge", task, metric, estimate, chance=2.0**-value_bits))
+            rows.append(row("knowledge", task, metric, estimate, chance=2.0**-value_bits))
 
     recall("universe", asked)
     recall("corpus", corpus)
@@ -128,13 +128,13 @@ def _stored(nats: np.ndarray, value_bits: int, non_embedding: int) -> list[Row]:
     persons = len(nats)
     loss = statistics.ratio(nats.sum(axis=1), np.full(persons, ATTRIBUTES))
     bits = statistics.ratio(stored_bits(nats, value_bits), np.ones(persons))
-    rows = [_row("knowledge", "corpus", "nll", loss, chance=value_bits * math.log(2), n=nats.size)]
+    rows = [row("knowledge", "corpus", "nll", loss, chance=value_bits * math.log(2), n=nats.size)]
     for metric, factor in (
         ("bits_per_person", 1.0),
         ("bits_total", persons),
         ("bits_per_parameter", persons / non_embedding),
     ):
-        rows.append(_row("knowledge", "corpus", metric, _scaled(bits, factor), chance=0.0, floor=0.0))
+        rows.append(row("knowledge", "corpus", metric, _scaled(bits, factor), chance=0.0, floor=0.0))
     return rows
 
 
@@ -152,14 +152,14 @@ def reasoning(nll: np.ndarray, hit: np.ndarray, domains: np.ndarray, extra: Arra
     right, nats = hit[outputs].reshape(-1, k), nll[outputs].reshape(-1, k)
     clusters = np.repeat(np.arange(len(right)), k).reshape(-1, k)
     rows = [
-        _row("reasoning", "row", "exact", statistics.proportion(right.all(axis=1)), chance=float(answers) ** -k),
-        _row("reasoning", "all", "accuracy", statistics.proportion(right, clusters), chance=1 / answers),
+        row("reasoning", "row", "exact", statistics.proportion(right.all(axis=1)), chance=float(answers) ** -k),
+        row("reasoning", "all", "accuracy", statistics.proportion(right, clusters), chance=1 / answers),
     ]
     for gap in np.unique(gaps):
         share = statistics.proportion(right[:, gaps == gap], clusters[:, gaps == gap])
-        rows.append(_row("reasoning", f"gap{gap}", "accuracy", share, chance=1 / answers))
+        rows.append(row("reasoning", f"gap{gap}", "accuracy", share, chance=1 / answers))
     loss = statistics.ratio(nats.sum(axis=1, dtype=float), np.full(len(nats), k))
-    rows.append(_row("reasoning", "all", "nll", loss, chance=math.log(answers), n=nats.size))
+    rows.append(row("reasoning", "all", "nll", loss, chance=math.log(answers), n=nats.size))
     return rows
 
 
@@ -175,11 +175,11 @@ def text(nll: np.ndarray, domains: np.ndarray, task: str, text_bytes: int | None
     counts = where.sum(axis=1)
     loss = statistics.ratio(np.where(where, nll, 0.0).sum(axis=1, dtype=float), counts)
     n = int(counts.sum())
-    rows = [_row("text", task, "loss", loss, chance=math.log(vocab), n=n)]
+    rows = [row("text", task, "loss", loss, chance=math.log(vocab), n=n)]
     if text_bytes:
         factor = n / (text_bytes * math.log(2))
         chance = factor * math.log(vocab)
-        rows.append(_row("text", task, "bits_per_byte", _scaled(loss, factor), chance=chance, n=int(text_bytes)))
+        rows.append(row("text", task, "bits_per_byte", _scaled(loss, factor), chance=chance, n=int(text_bytes)))
     return rows
 
 
@@ -187,7 +187,7 @@ def _scaled(e: Estimate, factor: float) -> Estimate:
     return Estimate(e.value * factor, e.stderr * factor, e.low * factor, e.high * factor, e.n)
 
 
-def _row(
+def row(
     suite: str, task: str, metric: str, e: Estimate, *, chance: float, n: int | None = None, floor: float = -math.inf
 ) -> Row:
     numbers = {"value": e.value, "low": np.maximum(floor, e.low), "high": e.high, "chance": chance, "stderr": e.stderr}

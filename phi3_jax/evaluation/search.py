@@ -215,7 +215,7 @@ class Comparison:
         hits |= {"found": self.found}
         scores = [(task, "accuracy", statistics.proportion(right)) for task, right in hits.items() if right.size]
         scores += [("retrieved-closed", "difference", statistics.paired_difference(self.closed, self.retrieved))]
-        return [probes._row("search", *score, chance=0.0) for score in scores]
+        return [probes.row("search", *score, chance=0.0) for score in scores]
 
     def cells(self) -> list[dict[str, Any]]:
         """Known and unknown questions (closed-book right and wrong; so generate greedily), without and with search."""

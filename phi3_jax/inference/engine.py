@@ -90,29 +90,37 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ programs
 
+    def _program(self, run: Callable[..., Any], *static: str, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """`run` compiled, its compilations counted."""
+
+        @functools.wraps(run)
+        def counted(*args, **options):
+            self.compilations += 1
+            return run(*args, **options)
+
+        names = (*static, *(("long",) if self._fixed else ()))
+        return jax.jit(counted, static_argnames=names, donate_argnums=donate)
+
     @functools.cached_property
     def _prefill(self) -> Callable[..., Any]:
         def run(params, tokens, lengths, long, capacity):
-            self.compilations += 1
             options = dict(dtype=self._dtype, long=long, layout=self._layout)
             return decode.prefill(params, tokens, lengths, self.config, capacity, **options)
 
-        return jax.jit(run, static_argnames=("capacity", *(("long",) if self._fixed else ())))
+        return self._program(run, "capacity")
 
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
         def run(params, token, cache, long, extent):
-            self.compilations += 1
             options = dict(dtype=self._dtype, long=long, layout=self._layout)
             return decode.step(params, token, cache, self.config, extent, **options)
 
-        return jax.jit(run, static_argnames=("extent", *(("long",) if self._fixed else ())), donate_argnums=2)
+        return self._program(run, "extent", donate=(2,))
 
     @functools.cached_property
     def _scores(self) -> Callable[..., Any]:
         def run(params, tokens, starts, lengths, last, long, count):
             """Of `count` tokens after each start, and of `last` (batch, choices) after the whole row."""
-            self.compilations += 1
             options = dict(dtype=self._dtype, rope_regime=long, layout=self._layout)
             hidden = hidden_states(params, tokens, self.config, **options)
             at = jnp.minimum(starts[:, None] + jnp.arange(count), lengths[:, None] - 1)
@@ -123,7 +131,7 @@ class Engine:
             final = jnp.take_along_axis(logprobs[:, -1], last, axis=-1)
             return inner, best == following, final, best[:, -1:] == last
 
-        return jax.jit(run, static_argnames=("count", *(("long",) if self._fixed else ())))
+        return self._program(run, "count")
 
     @property
     def _fixed(self) -> bool:

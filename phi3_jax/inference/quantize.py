@@ -375,7 +375,7 @@ def command(arguments: Sequence[str]) -> None:
     reader = streaming.Reader(run / "checkpoints", "params.", step)
     specs = huggingface.leaves_of(cfg)
     reader.check({leaf: spec.shape for leaf, spec in specs.items()})
-    tokenizer = loading._tokenizer(run / loading.KEPT, run)
+    tokenizer = loading.tokenizer_of(run / loading.KEPT, run)
     given = Path(flags["text"]) if "text" in flags else None
     found = material(run, cfg, tokenizer, tokens, given) if tokens else None
     if flags.get("calibrate") and found is None:
@@ -396,7 +396,7 @@ def command(arguments: Sequence[str]) -> None:
         return compare(leaf, layer, round_matrix(quantized.as_matrix(leaf, specs[leaf], part), name))
 
     how = {"method": "calibrated" if flags.get("calibrate") else "rounded", "made_from": str(source)}
-    with commands.whole(target, quantized.stored_bytes(cfg, name)) as folder:
+    with commands.whole(target, quantized.stored_bytes(cfg, name), flag="--out") as folder:
         if (run / loading.KEPT).is_dir():
             shutil.copytree(run / loading.KEPT, folder / loading.KEPT)
         record = huggingface.read_json(run / "config.json")

@@ -14,9 +14,8 @@ import json
 import math
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,67 +85,75 @@ def export_gguf(
     except ImportError:
         raise UserError("GGUF export needs the package gguf: pip install 'phi3_jax[gguf]'") from None
     form = _format(target, form)
-    folder, rounded = model.startswith("hf:"), (Path(model) / quantized.RECORD).exists()
-    run, step = (None, None) if folder else (Path(model), None) if rounded else loading.find_run(Path(model))
-    kept = Path(model[3:]) if folder else run / loading.KEPT
-    cfg = loading.folder_config(kept) if folder else loading.run_config(run)
+    source = _source(model)
+    cfg = source.cfg
     factors = _check(cfg, form)
-    if rounded and (has := quantized.Reader(run, cfg).format) != form:
-        raise UserError(f"{run} is quantised in {has}, not {form}; export it as {has}, or the run it was made from")
-    vocabulary, notice = _vocabulary(kept, loading._tokenizer(kept, run), cfg.vocab)
+    if source.blocks and source.blocks.format != form:
+        has = source.blocks.format
+        raise UserError(f"{model} is quantised in {has}, not {form}; export it as {has}, or the run it was made from")
+    vocabulary, notice = _vocabulary(source.kept, loading.tokenizer_of(source.kept, source.run), cfg.vocab)
     writer = gguf.GGUFWriter(None, "phi3")
     _add_model(writer, cfg, form, _name(cfg, name, vocabulary))
     if vocabulary:
         vocabulary.write(writer)
     else:
         writer.add_tokenizer_model("no_vocab")
-    extra = _rope_factors(cfg)
     slots, total = plan(cfg, form)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, cfg.layers)
     for tensor, slot in slots.items():
         kind = gguf.GGMLQuantizationType[slot.kind]
         found = names.get_name(tensor, (".weight",)) or tensor
         writer.add_tensor_info(found, slot.shape, np.dtype(np.float32), slot.size, kind)
-
     with contextlib.ExitStack() as stack:
-        if rounded:
-            read = functools.partial(_blocks_of, quantized.Reader(run, cfg), huggingface.leaves_of(cfg))
-        else:
-            read = _folder_read(stack, kept, cfg) if folder else _run_read(run, step, cfg)
-        partial = stack.enter_context(_whole(target, total))
+        read = source.reader(stack)
+        partial = stack.enter_context(commands.whole(target, total, file=True))
         writer.write_header_to_file(partial)
         stack.callback(writer.close)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         start = writer.ggml_pad(partial.stat().st_size, writer.data_alignment)
         os.posix_fallocate(writer.fout[0].fileno(), 0, start + total)  # a full disk is found out now
-        files = stack.enter_context(safetensors.Files([partial], write=True))
-
-        def put(tensor: str, at: int, rows: np.ndarray) -> int:
-            data = rows if rows.dtype == np.uint8 else encode(rows, slots[tensor].kind, tensor)
-            files.write_at(partial, start + slots[tensor].offset + at, data)
-            return data.nbytes
-
-        def one(item: tuple[int | None, str, Any]) -> None:
-            layer, leaf, spec = item
-            part = read(leaf, layer)
-            if factors and part.dtype == np.uint8:
-                part = _scaled_blocks(leaf, part, cfg, factors, form)
-            elif factors:
-                part = huggingface._scaled(leaf, part.astype(np.float32), cfg, factors)
-            for tensor in huggingface.tensors_of(leaf, spec, cfg, part, layer):
-                at = 0
-                for _, view in huggingface._blocks(tensor):
-                    block = np.empty(view.shape, view.dtype)
-                    huggingface._copy(block, view)
-                    at += put(tensor.name, at, block.reshape(-1, tensor.shape[-1]))
-
-        for tensor, values in extra.items():
-            put(tensor, 0, values)
-        with ThreadPoolExecutor(huggingface.THREADS) as pool:
-            for _ in pool.map(one, list(huggingface._parts(cfg))):
-                pass
+        with safetensors.Files([partial], write=True) as files:
+            _write(files, partial, start, slots, cfg, form, read, factors)
     return cfg, form, start + total, notice
+
+
+def _write(
+    files: safetensors.Files,
+    path: Path,
+    start: int,
+    slots: Mapping[str, Slot],
+    cfg: ModelConfig,
+    form: str,
+    read: Read,
+    factors: Mapping[str, float],
+) -> None:
+    """Writes every tensor into its slot of the data that begins at byte `start`, a few layers at a time."""
+
+    def put(tensor: str, at: int, rows: np.ndarray) -> int:
+        data = rows if rows.dtype == np.uint8 else encode(rows, slots[tensor].kind, tensor)
+        files.write_at(path, start + slots[tensor].offset + at, data)
+        return data.nbytes
+
+    def one(item: tuple[int | None, str, Any]) -> None:
+        layer, leaf, spec = item
+        part = read(leaf, layer)
+        if factors and part.dtype == np.uint8:
+            part = _scaled_blocks(leaf, part, cfg, factors, form)
+        elif factors:
+            part = huggingface.scaled(leaf, part.astype(np.float32), cfg, factors)
+        for tensor in huggingface.tensors_of(leaf, spec, cfg, part, layer):
+            at = 0
+            for _, view in huggingface.blocks_of(tensor):
+                block = np.empty(view.shape, view.dtype)
+                huggingface.copy_into(block, view)
+                at += put(tensor.name, at, block.reshape(-1, tensor.shape[-1]))
+
+    for tensor, values in _rope_factors(cfg).items():
+        put(tensor, 0, values)
+    with ThreadPoolExecutor(huggingface.THREADS) as pool:
+        for _ in pool.map(one, list(huggingface.parts_of(cfg))):
+            pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,42 +247,39 @@ def _check(cfg: ModelConfig, form: str) -> Mapping[str, float]:
     return factors
 
 
-@contextlib.contextmanager
-def _whole(target: Path, size: int) -> Iterator[Path]:
-    """A file that appears under its name only when the block ends well; `<name>.partial` until then."""
-    target = target.resolve()
-    partial = target.with_name(f"{target.name}.partial")
-    if target.exists():
-        raise UserError(f"{target} exists; choose another --to, or remove it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-    except OSError as error:
-        raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another --to") from error
-    if free < size:
-        raise UserError(
-            f"{target} needs {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; free some space or "
-            "choose another --to"
-        )
-    try:
-        yield partial
-        os.replace(partial, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if not isinstance(error, OSError):
-            raise
-        reason = commands.FULL if error.errno == 28 else error.strerror or str(error)
-        raise UserError(f"writing {target} failed: {reason}; nothing was left there") from error
-
-
 Read = Callable[[str, int | None], np.ndarray]  # (leaf, layer or None) -> that part of the parameters
 
 
-def _run_read(run: Path, step: int | None, cfg: ModelConfig) -> Read:
-    reader = streaming.Reader(run / "checkpoints", "params.", step)
-    reader.check({leaf: spec.shape for leaf, spec in huggingface.leaves_of(cfg).items()})
-    return reader.read
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What is exported: the model, the folder with its tokenizer, and its run (None: `kept` has the weights too).
+
+    `blocks` is set for a quantised run.
+    """
+
+    cfg: ModelConfig
+    kept: Path
+    run: Path | None = None
+    step: int | None = None
+    blocks: quantized.Reader | None = None
+
+    def reader(self, stack: contextlib.ExitStack) -> Read:
+        if self.run is None:
+            return _folder_read(stack, self.kept, self.cfg)
+        if self.blocks:
+            return functools.partial(_blocks_of, self.blocks, huggingface.leaves_of(self.cfg))
+        reader = streaming.Reader(self.run / "checkpoints", "params.", self.step)
+        reader.check({leaf: spec.shape for leaf, spec in huggingface.leaves_of(self.cfg).items()})
+        return reader.read
+
+
+def _source(model: str) -> _Source:
+    if model.startswith("hf:"):
+        return _Source(loading.folder_config(Path(model[3:])), Path(model[3:]))
+    rounded = (Path(model) / quantized.RECORD).exists()
+    run, step = (Path(model), None) if rounded else loading.find_run(Path(model))
+    cfg = loading.run_config(run)
+    return _Source(cfg, run / loading.KEPT, run, step, quantized.Reader(run, cfg) if rounded else None)
 
 
 def _folder_read(stack: contextlib.ExitStack, path: Path, cfg: ModelConfig) -> Read:
@@ -286,7 +290,7 @@ def _folder_read(stack: contextlib.ExitStack, path: Path, cfg: ModelConfig) -> R
         shape = specs[leaf].shape
         part = np.empty(shape if layer is None else shape[1:], folder.dtypes[leaf])
         for tensor in huggingface.tensors_of(leaf, specs[leaf], cfg, part, layer):
-            huggingface._read(files, folder.entries[tensor.name], tensor)
+            huggingface.read_tensor(files, folder.entries[tensor.name], tensor)
         return part
 
     return read
@@ -304,13 +308,13 @@ def _blocks_of(reader: quantized.Reader, specs: Mapping[str, Any], leaf: str, la
 def _scaled_blocks(
     leaf: str, part: np.ndarray, cfg: ModelConfig, factors: Mapping[str, float], form: str
 ) -> np.ndarray:
-    """`huggingface._scaled` of blocks, whose float16 scales it multiplies; `part` as of `_blocks_of`."""
+    """`huggingface.scaled` of blocks, whose float16 scales it multiplies; `part` as of `_blocks_of`."""
     axis = -1 if leaf == "embedding" else 0
     rows = np.moveaxis(part, axis, -1)
     blocks = np.ascontiguousarray(rows).reshape(*rows.shape[:-1], -1, FORMATS[form].group_bytes)
     scales = blocks[..., :2].copy().view(np.float16).astype(np.float32)
     whole = np.moveaxis(scales.reshape(*rows.shape[:-1], -1), -1, axis)
-    whole = np.moveaxis(huggingface._scaled(leaf, np.ascontiguousarray(whole), cfg, factors), axis, -1)
+    whole = np.moveaxis(huggingface.scaled(leaf, np.ascontiguousarray(whole), cfg, factors), axis, -1)
     blocks[..., :2] = np.ascontiguousarray(whole[..., None].astype(np.float16)).view(np.uint8)
     return np.moveaxis(blocks.reshape(rows.shape), -1, axis)
 

@@ -104,14 +104,14 @@ def _qkv(name: str, cfg: ModelConfig, part: np.ndarray, matrix: bool) -> list[Te
 def published_tensors(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every tensor of the published folder, in the order of our tree's layers."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer, leaf, spec in _parts(cfg):
+    for layer, leaf, spec in parts_of(cfg):
         shape = spec.shape if layer is None else spec.shape[1:]
         empty = np.broadcast_to(np.zeros((), np.float32), shape)
         shapes |= {t.name: t.shape for t in tensors_of(leaf, spec, cfg, empty, layer)}
     return shapes
 
 
-def _parts(cfg: ModelConfig) -> Iterator[tuple[int | None, str, ParamSpec]]:
+def parts_of(cfg: ModelConfig) -> Iterator[tuple[int | None, str, ParamSpec]]:
     """(layer or None, leaf, spec) in published order: embedding, layer by layer, the rest."""
     leaves = leaves_of(cfg)
     yield None, "embedding", leaves.pop("embedding")
@@ -122,7 +122,7 @@ def _parts(cfg: ModelConfig) -> Iterator[tuple[int | None, str, ParamSpec]]:
         yield None, leaf, leaves[leaf]
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     """target[...] = source, a few rows at a time where it transposes (3x faster: the rows stay in the cache)."""
     rows = math.prod(target.shape[1:-1])
     if target.ndim < 2 or target.shape[0] * rows <= 16 or target.strides[-1] == source.strides[-1]:
@@ -131,12 +131,12 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
     step = max(1, 16 // rows)
     for i in range(0, target.shape[0], step):
         if rows > 16:
-            _copy(target[i], source[i])
+            copy_into(target[i], source[i])
         else:
             target[i : i + step] = source[i : i + step]
 
 
-def _blocks(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+def blocks_of(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
     """(first byte in the tensor, view of at most BLOCK_BYTES) over the tensor, in order."""
     start = 0
     for view in tensor.views:
@@ -147,14 +147,14 @@ def _blocks(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
         start += view.nbytes
 
 
-def _read(files: safetensors.Files, entry: safetensors.Entry, tensor: Tensor) -> None:
-    for offset, view in _blocks(tensor):
+def read_tensor(files: safetensors.Files, entry: safetensors.Entry, tensor: Tensor) -> None:
+    for offset, view in blocks_of(tensor):
         if view.flags.c_contiguous:
             files.read_into(entry.path, entry.offset + offset, view)
         else:
             block = np.empty(view.shape, view.dtype)
             files.read_into(entry.path, entry.offset + offset, block)
-            _copy(view, block)
+            copy_into(view, block)
 
 
 # ------------------------------------------------------------------------------------------------ import
@@ -212,7 +212,7 @@ def open_folder(path: str | Path, config: ModelConfig) -> Folder:
 
 def _leaf_dtypes(cfg: ModelConfig, entries: Mapping[str, safetensors.Entry]) -> tuple[dict[str, np.dtype], list[str]]:
     found: dict[str, set[str]] = {}
-    for layer, leaf, spec in _parts(cfg):
+    for layer, leaf, spec in parts_of(cfg):
         shape = spec.shape if layer is None else spec.shape[1:]
         empty = np.broadcast_to(np.zeros((), np.float32), shape)
         names = (t.name for t in tensors_of(leaf, spec, cfg, empty, layer))
@@ -253,7 +253,7 @@ def read_parts(folder: Folder, leaf: str, put: Callable[[int | None, np.ndarray]
     def one(layer: int | None) -> None:
         part = np.empty(spec.shape[1:] if stacked else spec.shape, folder.dtypes[leaf])
         for tensor in tensors_of(leaf, spec, cfg, part, layer):
-            _read(files, folder.entries[tensor.name], tensor)
+            read_tensor(files, folder.entries[tensor.name], tensor)
         put(layer, part)
 
     with safetensors.Files({e.path for e in folder.entries.values()}) as files, ThreadPoolExecutor(THREADS) as pool:
@@ -281,7 +281,7 @@ def write_params(
       factors: of `folding`, multiplied into the leaves they name.
     """
     names: dict[str, tuple[str, tuple[int, ...]]] = {}
-    parts = list(_parts(cfg))
+    parts = list(parts_of(cfg))
     for layer, leaf, spec in parts:
         empty = np.broadcast_to(np.zeros((), dtypes[leaf]), spec.shape if layer is None else spec.shape[1:])
         for tensor in tensors_of(leaf, spec, cfg, empty, layer):
@@ -290,14 +290,14 @@ def write_params(
 
     def one(item: tuple[int | None, str, ParamSpec]) -> None:
         layer, leaf, spec = item
-        part = _scaled(leaf, read(leaf, layer), cfg, factors or {})
+        part = scaled(leaf, read(leaf, layer), cfg, factors or {})
         for tensor in tensors_of(leaf, spec, cfg, part, layer):
             entry = entries[tensor.name]
-            for offset, view in _blocks(tensor):
+            for offset, view in blocks_of(tensor):
                 block = view
                 if not view.flags.c_contiguous:
                     block = np.empty(view.shape, view.dtype)
-                    _copy(block, view)
+                    copy_into(block, view)
                 files.write_at(entry.path, entry.offset + offset, block)
 
     paths = {e.path for e in entries.values()}
@@ -322,7 +322,7 @@ def folding(cfg: ModelConfig) -> dict[str, float]:
     return {k: v for k, v in factors.items() if v != 1.0}
 
 
-def _scaled(leaf: str, part: np.ndarray, cfg: ModelConfig, factors: Mapping[str, float]) -> np.ndarray:
+def scaled(leaf: str, part: np.ndarray, cfg: ModelConfig, factors: Mapping[str, float]) -> np.ndarray:
     factor = factors.get(leaf.rsplit(".", 1)[0] if leaf.startswith("blocks.") else leaf, 1.0)
     if leaf.startswith("blocks.qkv") and "queries" in factors:
         part = part.copy()

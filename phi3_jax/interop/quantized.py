@@ -57,7 +57,7 @@ def _parts(cfg: ModelConfig) -> Iterator[tuple[str, ParamSpec, int | None]]:
             yield leaf, spec, layer
 
 
-def _form(leaf: str, spec: ParamSpec, name: str) -> tuple[str, tuple[int, ...]]:
+def form_of(leaf: str, spec: ParamSpec, name: str) -> tuple[str, tuple[int, ...]]:
     """(dtype, shape) of a stored tensor."""
     if not is_quantised(spec):
         return "F32", spec.shape
@@ -71,7 +71,7 @@ def _form(leaf: str, spec: ParamSpec, name: str) -> tuple[str, tuple[int, ...]]:
 
 def stored_bytes(cfg: ModelConfig, name: str) -> int:
     """Bytes of all tensors of a model in a format."""
-    forms = (_form(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items())
+    forms = (form_of(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items())
     return sum(math.prod(shape) * (4 if dtype == "F32" else 1) for dtype, shape in forms)
 
 
@@ -93,7 +93,7 @@ def write(
       part: (leaf, layer) -> uint8 blocks (rows, bytes) of a matrix, float32 of another tensor.
       how: what `quantized.json` says of how it was made.
     """
-    forms = {leaf: _form(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items()}
+    forms = {leaf: form_of(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items()}
     entries, sums = safetensors.plan(forms, folder, WEIGHTS), {}
     with safetensors.Files({folder / WEIGHTS}, write=True) as files:
         for leaf, spec, layer in _parts(cfg):
@@ -122,7 +122,7 @@ class Reader:
         self._entries = safetensors.header(self.path)
         for leaf, spec in huggingface.leaves_of(cfg).items():
             found = self._entries.get(leaf)
-            if found is None or (found.dtype, tuple(found.shape)) != _form(leaf, spec, self.format):
+            if found is None or (found.dtype, tuple(found.shape)) != form_of(leaf, spec, self.format):
                 raise UserError(f"{self.path} does not hold {leaf} of the model in config.json; quantise it again")
 
     def read(self, leaf: str, layer: int | None) -> np.ndarray:

@@ -19,7 +19,7 @@ from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models import experts
 from phi3_jax.models.attention import Mask, attend
-from phi3_jax.models.layers import activate, linear, linears, norm, product, slow_product
+from phi3_jax.models.layers import activate, has_kernel, linear, linears, norm, product
 from phi3_jax.models.layout import ANYWHERE, Layout, explicit, join, spec_of
 from phi3_jax.models.quantized import Product, QuantizedTensor
 from phi3_jax.models.rotary import rope_table, rotate
@@ -202,7 +202,7 @@ def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
     matrix = output_matrix(params, cfg)
     if isinstance(matrix, Product):
         out = matrix.apply(hidden)
-    elif slow_product(hidden, hidden.ndim - 1, matrix):
+    elif has_kernel(hidden, hidden.ndim - 1, matrix):
         out = product(hidden.reshape(-1, hidden.shape[-1]), matrix).reshape(*hidden.shape[:-1], -1)
     else:
         out = jnp.einsum("...d,dv->...v", hidden, matrix.astype(hidden.dtype))

@@ -75,7 +75,7 @@ def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1, out: P | None 
     if isinstance(params["weight"], Product):
         y = params["weight"].apply(x)
         return y + params["bias"].astype(x.dtype) if "bias" in params else y
-    if slow_product(x, lead, params["weight"]):
+    if has_kernel(x, lead, params["weight"]):
         matrix = params["weight"].reshape(math.prod(x.shape[lead:]), -1)
         y = product(x.reshape(math.prod(x.shape[:lead]), -1), matrix)
         y = y.reshape(*x.shape[:lead], *params["weight"].shape[inputs:])
@@ -109,19 +109,15 @@ def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: 
     return [linear(x, {"weight": w, "bias": b}) for w, b in zip(weights, biases, strict=True)]
 
 
-def slow_product(x: jax.Array, lead: int, weight: jax.Array) -> bool:
-    """Whether XLA would take a slow path: a few rows times a half-precision matrix on a CPU."""
+def has_kernel(x: jax.Array, lead: int, weight: jax.Array) -> bool:
+    """Whether `product` serves: a few rows (the first `lead` dimensions of x) and a bfloat16 matrix, on a CPU."""
     few = math.prod(x.shape[:lead]) <= FEW_ROWS
-    return few and weight.dtype.itemsize == 2 and jax.default_backend() == "cpu" and not explicit(x)
+    return few and weight.dtype == jnp.bfloat16 and not explicit(x) and grouped.available()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """A few rows x (rows, k) @ weight (k, n) in half precision, added up in float32; in x's dtype.
+    """A few rows x (rows, k) @ bfloat16 weight (k, n), added up in float32; in x's dtype. It has no gradient.
 
-    XLA:CPU's own product of a row and a bfloat16 matrix takes ten times as long as reading it.
+    XLA:CPU's own product of a row and a bfloat16 matrix takes ten times as long as reading the matrix.
     """
-    wide = x.astype(jnp.float32)
-    if weight.dtype == jnp.bfloat16 and grouped.available():
-        return grouped.multiply_half(wide, weight).astype(x.dtype)
-    weight = jax.lax.optimization_barrier(weight)  # fused with a change of its shape, the loop is seven times slower
-    return jnp.stack([jnp.sum(weight.astype(jnp.float32) * row[:, None], axis=0) for row in wide]).astype(x.dtype)
+    return grouped.multiply_half(x.astype(jnp.float32), weight).astype(x.dtype)

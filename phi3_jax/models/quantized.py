@@ -6,6 +6,7 @@ compiled kernel where one can be had (`kernels.grouped`), elsewhere the matrix i
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from types import MappingProxyType
@@ -34,15 +35,16 @@ class Format:
         return 2 + self.group * self.bits // 8
 
 
-# q4_0 and q8_0 are GGUF's blocks, bit for bit (`quantize.to_blocks`); int4_g128 is q4_0 with a scale for 128 weights.
+# q4_0 and q8_0 are GGUF's blocks, bit for bit (`inference.quantize`); int4_g128 is q4_0 with a scale for 128 weights.
 FORMATS = MappingProxyType({"q4_0": Format(4, 32), "q8_0": Format(8, 32), "int4_g128": Format(4, 128)})
 
 
-class Product:
-    """What may stand where a product's matrix is expected, beside an array; x (..., inputs) -> (..., outputs)."""
+class Product(abc.ABC):
+    """What may stand where a product's matrix is expected, beside an array."""
 
+    @abc.abstractmethod
     def apply(self, x: jax.Array) -> jax.Array:
-        raise NotImplementedError
+        """x (..., *inputs) times the matrix: (..., *outputs) in x's dtype."""
 
 
 @struct.dataclass
@@ -77,10 +79,6 @@ class QuantizedTensor(Product):
     @property
     def rows(self) -> int:
         return math.prod(self.outputs)
-
-    @property
-    def nbytes(self) -> int:
-        return self.tiles.size
 
     @property
     def T(self) -> QuantizedTensor:

@@ -230,7 +230,7 @@ def test_bad_input(float_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--model", str(tmp_path / "nowhere")], "no folder"),
         (["--model", str(done)], "is quantised already"),
         (["--model", "hf:x"], "make it a run first"),
-        (["--out", str(done)], "exists and is not empty"),
+        (["--out", str(done)], "exists and is not empty; choose another --out"),
         (["--tokens", "-1"], "--tokens -1"),
         (["--tokens", "many"], "give a whole number"),
         (["--calibrate", "--tokens", "0"], "--calibrate needs tokens"),
