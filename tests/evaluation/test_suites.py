@@ -1,4 +1,4 @@
-"""The report's benchmarks with fake models: gold answers score 1, wrong ones 0; prompts, parsers, data and the stock tasks.
+"""The report's benchmarks with fake models: gold answers score 1, wrong ones 0; prompts, data and the stock tasks.
 
 Tests marked `real` use the samples in ../shared/benchmarks; a small data set written here covers the same code without.
 """
@@ -10,7 +10,6 @@ import json
 import math
 import random
 import re
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,104 +18,33 @@ pytest.importorskip("lm_eval")
 import datasets
 import lm_eval
 import numpy as np
-from lm_eval import evaluator
-from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from suite_fakes import (
+    CODE,
+    KEYS,
+    OFFLINE,
+    SHARED,
+    STYLES,
+    Fake,
+    confined,
+    isolated,
+    oracle,
+    real,
+    run,
+    write,
+    wrong,
+)
 
 from phi3_jax.errors import UserError
-from phi3_jax.evaluation import sandbox, suites
+from phi3_jax.evaluation import suites
 from phi3_jax.evaluation.suites import phi3_report
 from phi3_jax.evaluation.suites.phi3_report import BENCHMARKS, answers, convert, data, prompts
 from phi3_jax.evaluation.suites.phi3_report import tasks as module
 from phi3_jax.scaling import published
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks"
-real = pytest.mark.skipif(not (SHARED / "mmlu").is_dir(), reason=f"needs {SHARED}")
-OFFLINE = [name for name in BENCHMARKS if name not in ("math", "gpqa")]
-CODE = ("humaneval", "mbpp")
-KEYS = [f"{name}/{s}" if s else name for name in OFFLINE for s in BENCHMARKS[name].scorings or ("",)]
-STYLES = {"base": "{}", "chat": "The correct answer is **{}**.", "sentence": "The answer is ({}).", "bracket": "({})"}
-
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().split("\n") if line]
-
-
-def isolated() -> bool:
-    try:
-        return bool(sandbox.layers())
-    except UserError:
-        return False
-
-
-confined = pytest.mark.skipif(not isolated(), reason="this machine cannot isolate model-written code")
-
-
-class Fake(LM):
-    """Answers by `say(instance)` and `score(instance)`, and remembers what it was asked."""
-
-    tokenizer_name = "fake"
-
-    def __init__(self, say=lambda request: "", score=lambda request: 0.0):
-        super().__init__()
-        self.say, self.score, self.asked = say, score, []
-
-    def generate_until(self, requests):
-        self.asked += requests
-        return [self.say(request) for request in requests]
-
-    def loglikelihood(self, requests):
-        self.asked += requests
-        return [(self.score(request), False) for request in requests]
-
-    def loglikelihood_rolling(self, requests):
-        raise NotImplementedError
-
-    def apply_chat_template(self, messages, add_generation_prompt=True):
-        return json.dumps([[m["role"], m["content"]] for m in messages] + [["assistant", None]])
-
-
-def is_gold(request) -> bool:
-    doc = request.doc
-    return bool(doc["mc2_labels"][request.idx]) if doc["benchmark"] == "truthfulqa" else request.idx == doc["answer"]
-
-
-def oracle(style: str = "base") -> Fake:
-    def say(request) -> str:
-        doc = request.doc
-        name, target = doc["benchmark"], doc["target"]
-        if request.task_name.endswith("/letter"):
-            return " " + STYLES[style].format("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[doc["answer"]])
-        if name == "humaneval":
-            whole = doc["question"] + target
-            return target if style == "base" else f"Sure!\n```python\n{whole}\n```\nThis\ndef is not code."
-        if name == "mbpp":
-            return (
-                f"{target}\n[DONE]" if style == "base" else f"Here it is:\n\n```python\n{target}\n```\nHope it helps."
-            )
-        if name == "triviaqa":
-            return f" {target}\n\nQuestion: next" if style == "base" else f"\n\nThe answer is {target.upper()}."
-        if name in ("math", "math_format_sample"):
-            return f"We find $\\boxed{{{target}}}$." if style == "base" else f"**Answer: {target}**"
-        return f"Some work, 1 + 1. So the answer is {target}." if style == "base" else f"Work.\n\n**Answer:** {target}"
-
-    return Fake(say, lambda request: 0.0 if is_gold(request) else -40.0)
-
-
-def wrong() -> Fake:
-    replies = {"triviaqa": "zzz", "humaneval": "    raise ValueError\n", "mbpp": "def f():\n    pass\n[DONE]"}
-
-    def say(request) -> str:
-        doc = request.doc
-        if request.task_name.endswith("/letter"):
-            return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[(doc["answer"] + 1) % len(doc["choices"])]
-        return replies.get(doc["benchmark"], "The answer is 987654321, \\boxed{987654321}.")
-
-    return Fake(say, lambda request: -40.0 if is_gold(request) else 0.0)
-
-
-def run(lm: Fake, tasks: dict, **options) -> dict:
-    return evaluator.evaluate(lm, tasks, log_samples=True, bootstrap_iters=0, **options)
 
 
 def main_rows(results: dict, tasks: dict) -> dict[str, dict]:
@@ -127,45 +55,6 @@ def main_rows(results: dict, tasks: dict) -> dict[str, dict]:
 def everything():
     """All that can be built from the samples, without code."""
     return phi3_report.build([name for name in OFFLINE if name not in CODE], data_dir=SHARED)
-
-
-# A data set of our own, in the shape of `data.py`.
-def written(name: str, number: int, subset: str = "", shot: bool = False) -> dict:
-    kind, about = BENCHMARKS[name].kind, {"question": f"What is {number} and {number}?"}
-    if kind == "multiple_choice":
-        about |= {"choices": [f"it is {number + i}" for i in range(3)], "answer": number % 3}
-        about["target"] = about["choices"][number % 3]
-        about["context"] = "A story of numbers." if name in ("boolq", "anli", "hellaswag", "social_iqa") else ""
-        if name == "anli":
-            about |= {"choices": ["entailment", "neutral", "contradiction"]}
-            about["target"] = about["choices"][number % 3]
-        if name == "winogrande":
-            about["question"] = f"The {number} saw the tree because _ was near."
-        if name == "truthfulqa":
-            about |= {"mc2_choices": ["yes", "certainly", "no"], "mc2_labels": [1, 1, 0]}
-    elif kind == "code":
-        about["target"] = f"    return {number}\n" if name == "humaneval" else f"def f():\r\n    return {number}"
-        about |= {"test_setup_code": "", "test_list": [f"assert f() == {number}"]}
-        about |= {"entry_point": "f", "test": f"def check(f):\n    assert f() == {number}\n"}
-        if name == "humaneval":
-            about["question"] = f'import math\n\n\ndef f():\n    """Returns {number}."""\n'
-    else:
-        about |= {"target": str(2 * number), "rationale": f"It is {2 * number}."}
-        if name == "bbh":
-            about |= {"context": "Add." if shot else "", "rationale": f"So the answer is {2 * number}." if shot else ""}
-    return convert.common(name, kind, f"{'shot' if shot else 'item'}{number}", subset, **about)
-
-
-def write(folder: Path, name: str) -> Path:
-    benchmark = BENCHMARKS[name]
-    subsets = ("one", "two") if benchmark.by_subset else ("",)
-    for file, count in (("test", 3), ("fewshot", benchmark.shots + 1)):
-        shot = file == "fewshot"
-        sets = (benchmark.fewshot_subset,) if shot and benchmark.fewshot_subset else subsets
-        rows = [written(name, n + (100 if shot else 0), subset, shot) for subset in sets for n in range(1, count + 1)]
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -646,140 +535,6 @@ def test_empty_files_are_named(tmp_path):
     file.write_text("\n\n")
     with pytest.raises(UserError, match=r"test.jsonl has no rows"):
         phi3_report.build(["piqa"], data_dir=tmp_path)
-
-
-CHOICES = ("dog", "cat", "a bird flying", "whale")
-
-
-@pytest.mark.parametrize(
-    ("reply", "choice"),
-    (
-        *(
-            (text, "B")
-            for text in ("B", " B", "(B)", "B.", "B) cat", "Answer: B", "The answer is B", "The answer is (B).")
-        ),
-        *((text, "B") for text in ("**B**", "**B. cat**", "The correct answer is B. cat", "**Answer:** B", "b", "(b)")),
-        *((text, "B") for text in ("The correct answer is: **B**", "Answer:\nB", "B cat", "B, cat", "**Answer**: B")),
-        *((text, "B") for text in ("The answer is $\\boxed{B}$.", "B\n\nQuestion:\nNext\nAnswer: C")),
-        *((text, "C") for text in ("C because birds fly", "Option C", "\\boxed{\\text{C}}", "C - a bird")),
-        *((text, "A") for text in ("A", "A. dog", "A dog", "Answer: A dog", "The answer is A because it barks")),
-        *((text, "D") for text in ("I think (D) is right", "[D]", '"D"', "D\nExplanation: ...")),
-        *((text, None) for text in ("", " ", "cat", "E", "The answer is E", "A cat is small", "The answer is a cat")),
-        *((text, None) for text in ("Both (A) and (B)", "Dogs are it", "It is not clear", "answer is not A", "?", "1")),
-    ),
-)
-def test_letters(reply, choice):
-    assert answers.letter(reply, CHOICES) == (None if choice is None else "ABCD".index(choice))
-
-
-def test_the_last_letter_counts_after_reasoning():
-    assert answers.letter("(A) is wrong. The answer is A? No. The answer is (C).", CHOICES, last=True) == 2
-    assert answers.letter("First (A), then (B)", CHOICES, last=True) == 1
-    assert answers.letter("C", CHOICES[:2]) is None
-
-
-@pytest.mark.parametrize(
-    ("reply", "number"),
-    (
-        *(("The answer is 1,000.", 1000), ("5. The answer is $18.00.", 18), ("#### 7", 7), ("\\boxed{-3}", -3)),
-        *(("The answer is 2 * 3 = 6 eggs.", 6), ("First 3 and then 42", 42), ("The answer is 5%", 5), ("none", None)),
-        *(
-            ("The answer is -12.", -12),
-            ("10-3 = 7", 7),
-            ("**Answer: 12**", 12),
-            ("answer: 3.5 hours", Fraction(7, 2)),
-        ),
-        *(("The answer is 1. No: the answer is 2.", 2), ("", None), ("The answer is \\$1,234,567", 1234567)),
-    ),
-)
-def test_numbers(reply, number):
-    assert answers.last_number(reply) == number
-
-
-def test_numbers_of_targets():
-    texts = ("1,000", "$18", "18.", "-3.50", "70%", "1e3", "x")
-    assert [answers.number(text) for text in texts] == [1000, 18, 18, Fraction(-7, 2), 70, None, None]
-
-
-@pytest.mark.parametrize(
-    ("reply", "gold", "same"),
-    (
-        *((r"\frac12", "1/2", True), ("0.5", r"\dfrac{1}{2}", True), (r"\left(3, 4\right)", "(3,4)", True)),
-        *((r"5\text{ cm}", "5", True), ("1,000", "1000", True), (r"90^\circ", "90", True), (r"\$5", "5", True)),
-        *(("x=5", "5", True), (r"12\%", "12", True), (r"\text{(B)}", "(B)", True), (r"\text{even}", "even", True)),
-        *((r"\sqrt3", r"\sqrt{3}", True), (r"\frac{-1}{2}", r"-\frac{1}{2}", True), ("5 inches", "5", True)),
-        *((".5", "0.5", True), ("2.0", "2", True), (r"\frac{\sqrt{3}}{2}", r"\frac{\sqrt3}2", True), ("5.", "5", True)),
-        *(("10{,}000", "10000", True), (r"25\pi", r"25 \pi", True), (r"3\mbox{ square units}", "3", True)),
-        *(
-            ("2", "3", False),
-            ("5x", "5", False),
-            ("1,2", "12", False),
-            ("X", "x", False),
-            (r"\frac{1}{3}", "0.33", False),
-        ),
-        *((None, "5", False), ("", "5", False), ("1/0", "2", False), (r"\frac{1}{0}", "1", False)),
-    ),
-)
-def test_mathematics(reply, gold, same):
-    assert answers.equal_mathematics(reply, gold) is same
-
-
-def test_boxes():
-    assert answers.boxed(r"a \boxed{1} b \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
-    assert [answers.boxed(text) for text in (r"\boxed{1", r"$\boxed 5$", "x", r"\fbox{2}")] == [None, "5", None, "2"]
-    assert answers.mathematical_answer("So the answer is $7$.") == "$7$" and answers.mathematical_answer("7") is None
-
-
-@pytest.mark.parametrize(
-    ("reply", "gold", "same"),
-    (
-        *(
-            ("So the answer is (B).", "(B)", True),
-            ("the answer is B", "(B)", True),
-            ("**Answer: (B) 1/2**", "(B)", True),
-        ),
-        *(("So the answer is no.", "No", True), ("The answer is No, because it", "No", True), ("No", "No", False)),
-        *(
-            ("So the answer is ]}].", "] } ]", True),
-            ("the answer is 123.", "123", True),
-            ("the answer is -1", "-1", True),
-        ),
-        *(("So the answer is a, b, c.", "a b c", True), ("So the answer is (C).", "(B)", False)),
-        *(("So the answer is Nope", "No", False), ("the answer is 12", "123", False), ("", "valid", False)),
-        *(("The answer is B. Wait, so the answer is (A).", "(A)", True), ("the answer is a c b.", "a b c", False)),
-    ),
-)
-def test_short_answers(reply, gold, same):
-    assert answers.equal_short(reply, gold) is same
-
-
-def test_trivia():
-    replies = ("The answer is Paris.", " Paris\n\nQuestion", "\n\nParis", "**Paris**", "the Paris!", "Paris, France")
-    assert [answers.trivia(answers.phrase(reply)) for reply in replies] == ["paris"] * 5 + ["paris france"]
-
-
-@confined
-def test_programs_of_replies():
-    start, test = 'import math\n\n\ndef f(x):\n    """Half."""\n', "def check(f):\n    assert f(4) == 2\n"
-    replies = {
-        "completion": "    return x / math.sqrt(4)\n\ndef other(:\n",
-        "first line not indented": "y = math.sqrt(4)\n    return x / y",
-        "body not indented": "y = math.sqrt(4)\nreturn x / y",
-        "block": "Here:\n```python\ndef f(x):\n    return x / math.sqrt(4)\n```\nDone.",
-        "block with imports": "```\nfrom math import sqrt\n\n\ndef f(x):\n    return x / sqrt(4)\n```",
-        "block of a body": "```python\nreturn x / 2\n```",
-        "block not closed": "```python\ndef f(x):\n    return x / 2",
-        "function": "def f(x):\n    return x / 2\n\nprint('never'",
-        "wrong": "    return x\n",
-        "empty": "",
-    }
-    programs = [answers.humaneval_program(start, reply, test, "f") for reply in replies.values()]
-    passed = [outcome.passed for outcome in sandbox.run_all(programs)]
-    assert dict(zip(replies, passed)) == {name: name not in ("wrong", "empty") for name in replies}
-    asserts = ["assert g(1) == a"]
-    for reply, right in (("def g(x):\n    return 2\n[DONE]\nrubbish(", True), ("[BEGIN]\ndef g(x): return 2", True)):
-        assert sandbox.run(answers.mbpp_program(reply, "a = 2", asserts)).passed is right
-    assert not sandbox.run(answers.mbpp_program("```\ndef g(x): return 3\n```", "a = 2", asserts)).passed
 
 
 def test_lm_eval_can_print_the_configurations(own):
