@@ -125,7 +125,7 @@ def test_a_tfds_name_works_offline(tmp_path, monkeypatch, web):
     pytest.importorskip("importlib_resources", reason="tensorflow_datasets writes data sets through it")
     _, rows = web
     if not hasattr(tfds.dataset_builders, "store_as_tfds_dataset"):
-        pytest.skip("this tensorflow_datasets cannot write a local data set")
+        pytest.skip("needs a tensorflow_datasets with dataset_builders.store_as_tfds_dataset")
     features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int64})
     data = {"train": [(i, {"text": row, "id": i}) for i, row in enumerate(rows)]}
     tfds.dataset_builders.store_as_tfds_dataset("tiny", "1.0.0", features, data, data_dir=str(tmp_path))
