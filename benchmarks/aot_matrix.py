@@ -1,19 +1,24 @@
 """Compiles the family's full training steps for TPU topologies, without one: `python benchmarks/aot_matrix.py`.
 
-One row a model and topology, the compiler's memory and collectives beside the plan's (`planning/aot.py`), into
+One row per model and topology, the compiler's memory and collectives and the plan's (`planning/aot.py`), into
 analysis/results/aot_matrix.csv. Every row has a global batch of 4Mi tokens and float32 masters, bfloat16 products, full
-rematerialisation. Rows already in the file are left; `--rows 0 4` does some. Needs the extra `[tpu]`; 2 to 6 minutes a row.
+rematerialisation. Rows already in the file are left; `--rows 0,4` does some. Needs the extra `[tpu]`; 2 to 6 minutes each.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
+from phi3_jax.records import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "analysis" / "results" / "aot_matrix.csv"
@@ -31,30 +36,26 @@ ROWS += [("mini", topology, ("--config.context=128k", *LONG[topology])) for topo
 
 def one(number: int) -> None:
     """Compiles a row and prints it as JSON; in a process of its own."""
-    from phi3_jax.launcher import parse
-    from phi3_jax.planning import aot, plan
+    from phi3_jax.planning import aot
+    from phi3_jax.study import plan
+    from phi3_jax.verbs import asked
 
     member, topology, more = ROWS[number]
-    config = parse(["--config", f"experiments/scaling.py:{member},topology={topology}", *more]).config
+    config = asked(["--config", f"experiments/scaling.py:{member},topology={topology}", *more]).config
     compiled = aot.compile_step(plan.plans(config)[0].configured.setup)
     versions = {"jax": metadata.version("jax"), "libtpu": metadata.version("libtpu")}
     print(json.dumps({"row": number} | compiled.record() | {"compile_s": round(compiled.seconds)} | versions))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)))
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one is not None:
-        one(arguments.one)
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["one"] is not None:
+        one(flags["one"])
         return
-    found = {}
-    if arguments.out.exists():
-        with arguments.out.open() as file:
+    found, out = {}, Path(flags["out"] or OUT)
+    if out.exists():
+        with out.open() as file:
             found = {int(row["row"]): row for row in csv.DictReader(file)}
-    for number in (n for n in arguments.rows if n not in found):
+    for number in (n for n in flags["rows"] or range(len(ROWS)) if n not in found):
         done = subprocess.run(
             [sys.executable, __file__, "--one", str(number)], cwd=ROOT, capture_output=True, text=True
         )
@@ -63,11 +64,22 @@ def main() -> None:
             continue
         found[number] = json.loads(done.stdout.strip().splitlines()[-1])
         print(found[number], flush=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(found[number]))
-            writer.writeheader()
-            writer.writerows(found[n] for n in sorted(found))
+        tables.write(out, list(found[number]), (found[n] for n in sorted(found)))
 
+
+COMMAND = Command(
+    "benchmarks/aot_matrix.py",
+    __doc__,
+    main,
+    {
+        "out": Flag(keys.local("the table; without, analysis/results/aot_matrix.csv"), "FILE"),
+        "rows": Flag(
+            keys.Key("numbers of rows; without, all", None, tuple, 1, item=keys.whole("a row", None, 0, len(ROWS) - 1))
+        ),
+        "one": Flag(keys.whole("", None), hidden=True),
+    },
+    alone=True,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

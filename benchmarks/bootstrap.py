@@ -1,4 +1,4 @@
-"""Bootstrap of the Chinchilla fit: ours beside one scipy BFGS with numeric gradients a draw, in the same run.
+"""Bootstrap of the Chinchilla fit: ours compared with one scipy BFGS with numeric gradients per draw, in the same run.
 
     python benchmarks/bootstrap.py svg_extracted_data.csv [--draws 4000] [--theirs 20]
 
@@ -8,14 +8,19 @@ Hoffmann's TeX source and differentiates numerically; its time for --theirs draw
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
 
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
+from phi3_jax.records import tables
 from phi3_jax.scaling import laws
 
 TEX = np.array([np.log(406.4), np.log(410.7), 0.5267228, 0.33917084, 0.2849083])
@@ -39,13 +44,10 @@ def natural(theta: np.ndarray) -> list[float]:
     return [*np.exp([e, a, b]), alpha, beta]
 
 
-def main(arguments: list[str]) -> None:
-    path = arguments[0]
-    options = dict(zip(arguments[1::2], map(int, arguments[2::2]), strict=True))
-    draws, theirs = options.get("--draws", 4000), options.get("--theirs", 20)
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    n, c, loss = (np.array([float(r[k]) for r in rows]) for k in ("Model Size", "Training FLOP", "loss"))
+def main(flags: Mapping[str, Any]) -> None:
+    draws, theirs = flags["draws"], flags["theirs"]
+    rows = tables.read(Path(flags["table"]))
+    n, c, loss = (np.array([r.number(k) for r in rows]) for k in ("Model Size", "Training FLOP", "loss"))
     keep = np.argsort(loss)[:-5]
     n, d, loss = n[keep], c[keep] / (6 * n[keep]), loss[keep]
 
@@ -74,5 +76,19 @@ def main(arguments: list[str]) -> None:
         )
 
 
+COMMAND = Command(
+    "benchmarks/bootstrap.py",
+    __doc__,
+    main,
+    {
+        "table": Flag(
+            keys.local("csv file with the columns Model Size, Training FLOP and loss"), "TABLE", needed=True, bare=True
+        ),
+        "draws": Flag(keys.whole("draws of ours", 4000, 2)),
+        "theirs": Flag(keys.whole("draws of the public way", 20, 2)),
+    },
+    "svg_extracted_data.csv",
+)
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

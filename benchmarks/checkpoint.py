@@ -10,13 +10,12 @@ It runs with the launcher's malloc settings, as training does.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from phi3_jax.launcher import MALLOC
-from phi3_jax.training.checkpoint import Checkpointer, Keep, restore
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
+from phi3_jax.records.checkpoint import Checkpointer, Keep, restore
+from phi3_jax.study.workers import MALLOC
 
 WIDTH, TOKENS = 1024, 2048
 
@@ -100,24 +101,20 @@ def while_training(state: dict[str, Any], folder: Path, rounds: int) -> tuple[li
     return quiet[1:], blocked[1:], busy[1:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
-    args = parser.parse_args()
+def main(flags: Mapping[str, Any]) -> None:
     if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": MALLOC})
-    folder = args.folder / f"checkpoint-{os.getpid()}"
+    folder = Path(flags["folder"]) / f"checkpoint-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
-        state = init(args.gb)
+        state = init(flags["gb"])
         size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
-        plain, saves = disk_and_save(state, folder, args.rounds)
+        plain, saves = disk_and_save(state, folder, flags["rounds"])
         loads = [
-            seconds(lambda: jax.block_until_ready(restore(folder / "save", state).state)) for _ in range(args.rounds)
+            seconds(lambda: jax.block_until_ready(restore(folder / "save", state).state))
+            for _ in range(flags["rounds"])
         ]
-        quiet, blocked, busy = while_training(state, folder, args.rounds)
+        quiet, blocked, busy = while_training(state, folder, flags["rounds"])
         small = {f"leaf{i}": jnp.ones((12_000,)) for i in range(45)}
         _, tiny = disk_and_save(small, folder / "tiny", 10)
         saver = Checkpointer(folder / "tiny" / "block", Keep(1))
@@ -135,11 +132,25 @@ def main() -> None:
         ("2 MB state of 45 leaves, until committed", tiny, ""),
         ("2 MB state of 45 leaves, blocking", tiny_blocked, ""),
     ]  # fmt: skip
-    print(f"python benchmarks/checkpoint.py --gb {args.gb:g} --rounds {args.rounds}   ({size:,.0f} MB of state)")
+    print(
+        f"python benchmarks/checkpoint.py --gb {flags['gb']:g} --rounds {flags['rounds']}   ({size:,.0f} MB of state)"
+    )
     print(f"{'':42} {'median s':>9} {'min':>8} {'max':>8}")
     for name, times, note in rows:
         print(f"{name:42} {m(times):9.3f} {min(times):8.3f} {max(times):8.3f}  {note}")
 
 
+COMMAND = Command(
+    "benchmarks/checkpoint.py",
+    __doc__,
+    main,
+    {
+        "gb": Flag(keys.number("size of the state", 1.0, 1e-3, 1e4)),
+        "rounds": Flag(keys.whole("rounds, of which medians are shown", 3, 1)),
+        "folder": Flag(keys.local("where the files are written and removed again", "runs/benchmark"), "DIR"),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Import and export beside a plain copy: `python benchmarks/convert.py [--member mini] [--layers N] [--folder DIR]`.
+"""Import and export compared with a plain copy: `python benchmarks/convert.py [--member mini] [--layers N] [--folder DIR]`.
 
 Makes a Hugging Face folder of the member's true shape with random bfloat16 weights, then times, each in a process of its
 own: a plain copy of its files (synced to the disk), import to a run, export back, and `phi3_jax.load` of both. Prints
@@ -8,7 +8,6 @@ back is bitwise what went in. Needs four times the model's bytes on the disk, 31
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import filecmp
 import json
@@ -19,11 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
 from phi3_jax.family import published
 from phi3_jax.interop import hf_config, huggingface, safetensors
 
@@ -68,22 +71,16 @@ def timed(*command: str) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * unit
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--member", default="mini", choices=("mini", "small", "medium"))
-    parser.add_argument("--layers", type=int, help="fewer layers than published, for a quick look")
-    parser.add_argument("--make", type=Path, help="only make the folder with random weights, and leave it")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.make:
-        return make(arguments.make, arguments.member, arguments.layers)
-    work = Path(tempfile.mkdtemp(dir=arguments.folder))
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["make"]:
+        return make(Path(flags["make"]), flags["member"], flags["layers"])
+    work = Path(tempfile.mkdtemp(dir=flags["folder"]))
     try:
-        layers = ["--layers", str(arguments.layers)] if arguments.layers else []
+        layers = ["--layers", str(flags["layers"])] if flags["layers"] else []
         # In a process of its own: a child's peak of memory starts at that of the process it was forked from.
-        timed("benchmarks/convert.py", "--make", str(work / "source"), "--member", arguments.member, *layers)
+        timed("benchmarks/convert.py", "--make", str(work / "source"), "--member", flags["member"], *layers)
         size = sum(math.prod(e.shape) * 2 for e in safetensors.find(work / "source").values())
-        print(f"phi-3-{arguments.member}, {size / 1e9:.2f} GB of bfloat16 parameters\n")
+        print(f"phi-3-{flags['member']}, {size / 1e9:.2f} GB of bfloat16 parameters\n")
         print("| what | seconds | beside the copy | peak memory / parameters |\n| --- | --- | --- | --- |", flush=True)
         convert, source, run, back = "launch/convert.py", *(str(work / n) for n in ("source", "run", "back"))
         steps = (
@@ -108,5 +105,18 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+COMMAND = Command(
+    "benchmarks/convert.py",
+    __doc__,
+    main,
+    {
+        "member": Flag(keys.word("whose shape", "mini", "mini", "small", "medium")),
+        "layers": Flag(keys.whole("fewer layers than published, for a quick look", None, 1)),
+        "make": Flag(keys.local("only makes the folder with random weights, and leaves it"), "DIR"),
+        "folder": Flag(keys.local("where to work; without, a temporary folder"), "DIR"),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -1,27 +1,31 @@
-"""Decoding beside transformers on a CPU: `python benchmarks/decode.py [--runs N] [--batches 1,8] [--kinds slice:float32]`.
+"""Decoding on a CPU, compared with transformers.
+
+    python benchmarks/decode.py [--runs N] [--batches 1,8] [--kinds slice:float32]
 
 Random weights: phi-3-mini's full width with 4 layers (the true vocabulary), in float32 and bfloat16, and a pico proxy's
 shape. Prompts of 64 tokens; time to the first token (prefill), then decode tokens/s of all rows together, greedy. Both
 libraries stay loaded, each in a process of its own, and take turns; medians, and the median of each turn's ratio.
 transformers is stepped by hand with its cache, without what `generate` does around a step. GB/s are parameters read a step
-times steps a second, beside the best reading of memory found here. Then the KV cache a token of each member.
+times steps per second, compared with the best reading of memory found here. Then the KV cache per token of each member.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from decode_cpu import bandwidth
 
-from phi3_jax.launcher import MALLOC
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
+from phi3_jax.study.workers import MALLOC
 
 PROMPT, LAYERS = 64, 4
 REPLY = {"slice": 32, "proxy": 256}
@@ -34,7 +38,7 @@ def ours(shape: str, dtype: str) -> tuple[Callable[[int], tuple[float, float]], 
 
     from phi3_jax.family import proxy, published
     from phi3_jax.inference.engine import Engine
-    from phi3_jax.loading import Model
+    from phi3_jax.interop.loading import Model
     from phi3_jax.models.spec import init_params
 
     cfg = (
@@ -97,15 +101,18 @@ def serve(library: str, shape: str, dtype: str) -> None:
         print(*run(int(line)), flush=True)
 
 
-def compare(shape: str, dtype: str, batches: list[int], turns: int, sides: list[str]) -> None:
+def compare(shape: str, dtype: str, batches: Sequence[int], turns: int, sides: list[str]) -> None:
     servers, size = {}, 0
     for name in sides:
-        command = [sys.executable, __file__, "--serve", name, shape, dtype]
+        print(f"# {shape} {dtype}: starting {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "--serve", f"{name},{shape},{dtype}"]
         servers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         size = int(servers[name].stdout.readline())
     for batch in batches:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
         for turn in range(turns + 1):
+            what = f"turn {turn} of {turns}" if turn else "the turn that compiles"
+            print(f"# {shape} {dtype}, batch {batch}: {what}", file=sys.stderr, flush=True)
             for name, server in servers.items():
                 server.stdin.write(f"{batch}\n")
                 server.stdin.flush()
@@ -140,15 +147,9 @@ def cache_table() -> None:
         print(f"| phi-3-{member} | {a_token} | {whole:.2f} GB ({cfg.context:,}) | {extended:.1f} GB |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--kinds", default="slice:float32,slice:bfloat16,proxy:float32")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        return serve(*arguments.serve)
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["serve"]:
+        return serve(*flags["serve"])
     if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": MALLOC})
     sides = ["transformers", "phi3_jax"]
@@ -161,11 +162,31 @@ def main() -> None:
     print(f"reading memory: {bandwidth() / 1e9:.1f} GB/s, {len(os.sched_getaffinity(0))} threads\n")
     print("| shape | dtype | batch | library | first token, ms | beside | decode, tokens/s | beside | GB/s |")
     print(f"|{' --- |' * 9}")
-    batches = [int(b) for b in arguments.batches.split(",")]
-    for kind in arguments.kinds.split(","):
-        compare(*kind.split(":"), batches, arguments.runs, sides)
+    for kind in flags["kinds"]:
+        compare(*kind.split(":"), flags["batches"], flags["runs"], sides)
     cache_table()
 
 
+COMMAND = Command(
+    "benchmarks/decode.py",
+    __doc__,
+    main,
+    {
+        "runs": Flag(keys.whole("turns of each side", 5, 1)),
+        "batches": Flag(keys.Key("rows at a time", (1, 8, 32), tuple, 1, item=keys.whole("rows", None, 1))),
+        "kinds": Flag(
+            keys.Key(
+                "SHAPE:DTYPE",
+                ("slice:float32", "slice:bfloat16", "proxy:float32"),
+                tuple,
+                1,
+                item=keys.word("a kind", None),
+            )
+        ),
+        "serve": Flag(keys.Key("", None, tuple, item=keys.word("", None)), hidden=True),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""4-bit decoding on a CPU beside llama.cpp: `python benchmarks/decode_cpu.py [--runs N] [--member mini] [--format q4_0]`.
+"""4-bit decoding on a CPU, compared with llama.cpp.
+
+    python benchmarks/decode_cpu.py [--runs N] [--member mini] [--format q4_0]
 
 A model of phi-3-mini's full shape with random weights is written as a quantised run, exported as GGUF, and run by both,
 each in a process of its own, in turns, on the same number of threads: prompt tokens/s, decode tokens/s (batch 1), and the
@@ -8,7 +10,6 @@ largest resident memory beside the file's size. Beside them the machine's read b
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,9 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
 
 PROMPT, REPLY = 64, 48
 
@@ -57,7 +63,7 @@ def serve_ours(path: str) -> None:
     """Answers each line with the seconds of a prompt, of a reply, and the process's largest memory in bytes."""
     start = time.perf_counter()
     from phi3_jax.inference.engine import Engine
-    from phi3_jax.loading import load
+    from phi3_jax.interop.loading import load
     from phi3_jax.models.kernels import grouped
 
     engine = Engine(load(path), batch=1)
@@ -113,48 +119,43 @@ def bandwidth() -> float:
     return matrix.nbytes / best
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--member", default="mini", choices=("mini", "medium"))
-    parser.add_argument("--format", default="q4_0", choices=("q4_0", "q8_0", "int4_g128"))
-    parser.add_argument("--layers", type=int, help="fewer layers than the member has")
-    parser.add_argument("--folder", type=Path, help="where the models are written; kept and used again")
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        return (serve_ours if arguments.serve[0] == "phi3_jax" else serve_theirs)(arguments.serve[1])
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["serve"]:
+        side, _, path = flags["serve"].partition(":")
+        return (serve_ours if side == "phi3_jax" else serve_theirs)(path)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
+        folder = Path(flags["folder"] or temporary)
         folder.mkdir(exist_ok=True)
-        compare(folder, arguments)
+        compare(folder, flags)
 
 
-def compare(folder: Path, arguments: argparse.Namespace) -> None:
+def compare(folder: Path, flags: Mapping[str, Any]) -> None:
     from phi3_jax.interop import gguf as exporter
     from phi3_jax.interop.quantized import WEIGHTS
 
-    run, file = folder / "run", folder / f"model.{arguments.format.upper()}.gguf"
+    run, file = folder / "run", folder / f"model.{flags['format'].upper()}.gguf"
     if not run.exists():
-        random_run(run, arguments.member, arguments.format, arguments.layers)
+        print(f"# writing a random {flags['member']} in {flags['format']}", file=sys.stderr, flush=True)
+        random_run(run, flags["member"], flags["format"], flags["layers"])
     sides = {"phi3_jax": run}
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
         print("llama-cpp-python is not here (pip install '.[peer]'): only our side\n")
     else:
-        if arguments.format != "int4_g128":
+        if flags["format"] != "int4_g128":
             if not file.exists():
-                exporter.export_gguf(str(run), file, arguments.format)
+                exporter.export_gguf(str(run), file, flags["format"])
             sides["llama.cpp"] = file
     size = (run / WEIGHTS).stat().st_size
     servers, heads = {}, {}
     for name, path in sides.items():
-        command = [sys.executable, __file__, "--serve", name, str(path)]
+        print(f"# starting {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "--serve", f"{name}:{path}"]
         servers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         heads[name] = servers[name].stdout.readline().rsplit(" ", 1)
     found: dict[str, list[list[float]]] = {name: [] for name in servers}
-    for _ in range(arguments.runs):
+    for _ in range(flags["runs"]):
         for name, server in servers.items():
             server.stdin.write("\n")
             server.stdin.flush()
@@ -164,7 +165,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         server.wait()
     rate = bandwidth()
     print(
-        f"{arguments.member}, {arguments.format}, {size / 1e9:.3f} GB, {len(os.sched_getaffinity(0))} threads; reading "
+        f"{flags['member']}, {flags['format']}, {size / 1e9:.3f} GB, {len(os.sched_getaffinity(0))} threads; reading "
         f"memory: {rate / 1e9:.1f} GB/s, which bounds decoding to {rate / size:.1f} tokens/s\n"
     )
     print(
@@ -182,9 +183,24 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             for i in (0, 1)
         ]
         print(
-            f"\nbeside llama.cpp: prompt {ratios[0]:.2f}x, decode {ratios[1]:.2f}x (medians of {arguments.runs} turns)"
+            f"\nbeside llama.cpp: prompt {ratios[0]:.2f}x, decode {ratios[1]:.2f}x (medians of {flags['runs']} turns)"
         )
 
 
+COMMAND = Command(
+    "benchmarks/decode_cpu.py",
+    __doc__,
+    main,
+    {
+        "runs": Flag(keys.whole("turns of each side", 5, 1)),
+        "member": Flag(keys.word("whose shape", "mini", "mini", "medium")),
+        "format": Flag(keys.word("of the weights", "q4_0", "q4_0", "q8_0", "int4_g128")),
+        "layers": Flag(keys.whole("fewer layers than the member has", None, 1)),
+        "folder": Flag(keys.local("where the models are written; kept and used again"), "DIR"),
+        "serve": Flag(keys.word("", None), hidden=True),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

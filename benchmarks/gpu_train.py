@@ -1,11 +1,11 @@
-"""Tokens/s, MFU and memory of phi-3-mini's training step on one GPU, beside Hugging Face's Phi3ForCausalLM.
+"""Tokens/s, MFU and memory of phi-3-mini's training step on one GPU, compared with Hugging Face's Phi3ForCausalLM.
 
-    python benchmarks/gpu_train.py [--size full|toy] [--layers N ...] [--batch WINDOWS] [--out FILE.md]
+    python benchmarks/gpu_train.py [--size full|toy] [--layers N,...] [--batch WINDOWS] [--out FILE.md]
 
 NO FIGURE HAS BEEN MEASURED WITH IT YET: no GPU was at hand. At `--size toy` it runs on a CPU, which checks the program and
 says nothing of speed.
 
-Both sides train phi-3-mini at full width (4,096 tokens a window, window 2,047 as published) with float32 masters, bfloat16
+Both sides train phi-3-mini at full width (windows of 4,096 tokens, sliding window 2,047) with float32 masters, bfloat16
 products and AdamW, on the same tokens. `phi3_jax` is the package's own step (`training/step.py`), at the fastest of the
 remat policies that fit; the peer is transformers with torch.compile and PyTorch's fused attention, with gradient
 checkpointing where it does not fit without (extra `[peer]` and a CUDA PyTorch; else its row says that it is not there).
@@ -18,7 +18,6 @@ after two that warm up. MFU is by the causal convention (`scaling/flops.py`) of 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -27,14 +26,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phi3_jax import family
+from phi3_jax import commands, family, keys
+from phi3_jax.chips import CHIPS, of_device
+from phi3_jax.commands import Command, Flag
 from phi3_jax.configs import DataConfig, ModelConfig, OptimConfig, RunConfig
-from phi3_jax.planning.chips import CHIPS, of_device
-from phi3_jax.scaling.flops import all_params, train_flops_per_token
+from phi3_jax.models.flops import all_params, train_flops_per_token
+from phi3_jax.records import files
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, WARM = 7, 2
@@ -160,7 +161,7 @@ def peer_missing() -> str | None:
 def measured(size: str, layers: int, windows: int, side: str, way: str) -> dict[str, Any] | str:
     """The row of one measurement, made in a process of its own, or the last line of what it died of."""
     command = [sys.executable, str(Path(__file__).resolve()), "--size", size, "--layers", str(layers)]
-    command += ["--batch", str(windows), "--serve", side, way]
+    command += ["--batch", str(windows), "--serve", f"{side},{way}"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     # All of the memory but what CUDA's libraries take, as PyTorch has it; errors end with their own line.
     environment = (
@@ -177,7 +178,7 @@ def row_of(model: ModelConfig, windows: int, side: str, way: str, found: dict[st
     """One measurement as numbers: `tokens_per_s`, `flops_per_token` (causal), `peak_flops` and the `mfu` they give."""
     chip = CHIPS["cpu"] if found["kind"] == "cpu" else of_device(found["kind"])
     if chip is None:
-        raise SystemExit(f"error: no peak is known of {found['kind']!r}; add it to phi3_jax/planning/chips.py")
+        raise SystemExit(f"error: no peak is known of {found['kind']!r}; add it to phi3_jax/chips.py")
     seconds = statistics.median(found["seconds"])
     rate, per_token = windows * model.context / seconds, train_flops_per_token(model, model.context)
     return found | {
@@ -228,31 +229,46 @@ def compare(size: str, depths: Sequence[int], windows: int) -> tuple[list[dict[s
     return [], remarks
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Prints the table and returns its rows; exits with status 1 where no depth fits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=DEPTHS, default="full")
-    parser.add_argument("--layers", type=int, nargs="+", help="depths to try, the first that fits is measured")
-    parser.add_argument("--batch", type=int, help="windows a step (default 8 of 4,096 tokens)")
-    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
-    parser.add_argument("--serve", nargs=2, metavar=("SIDE", "WAY"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    depths, windows = options.layers or DEPTHS[options.size], options.batch or WINDOWS[options.size]
-    if options.serve:
-        side, way = options.serve
-        print(json.dumps((ours if side == "phi3_jax" else peer)(model_of(options.size, depths[0]), windows, way)))
-        return []
-    rows, remarks = compare(options.size, depths, windows)
+def report(size: str, depths: Sequence[int], windows: int, out: str | None) -> list[dict[str, Any]]:
+    """Prints the table, writes it to `out`, and returns its rows; none where no depth fits."""
+    rows, remarks = compare(size, depths, windows)
     if not rows:
         print("\n".join(["error: nothing fits; give fewer --layers", *remarks]), file=sys.stderr)
-        raise SystemExit(1)
-    head = f"{rows[0]['kind']}, peak taken as {rows[0]['peak_flops'] / 1e12:g} TFLOP/s, size {options.size}"
+        return []
+    head = f"{rows[0]['kind']}, peak taken as {rows[0]['peak_flops'] / 1e12:g} TFLOP/s, size {size}"
     text = "\n\n".join([head, table(rows), "\n".join(f"- {remark}" for remark in remarks)])
     print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    if out:
+        files.write_text(Path(out), text + "\n")
     return rows
 
 
+def main(flags: Mapping[str, Any]) -> int:
+    depths, windows = flags["layers"] or DEPTHS[flags["size"]], flags["batch"] or WINDOWS[flags["size"]]
+    if flags["serve"]:
+        side, way = flags["serve"]
+        print(json.dumps((ours if side == "phi3_jax" else peer)(model_of(flags["size"], depths[0]), windows, way)))
+        return 0
+    return 0 if report(flags["size"], depths, windows, flags["out"]) else 1
+
+
+COMMAND = Command(
+    "benchmarks/gpu_train.py",
+    __doc__,
+    main,
+    {
+        "size": Flag(keys.word("of the model", "full", *DEPTHS)),
+        "layers": Flag(
+            keys.Key(
+                "depths to try, the first that fits is measured", None, tuple, 1, item=keys.whole("layers", None, 1)
+            )
+        ),
+        "batch": Flag(keys.whole("windows per step; without, 8 of 4,096 tokens", None, 1)),
+        "out": Flag(keys.local("a Markdown file for the table"), "FILE"),
+        "serve": Flag(keys.Key("", None, tuple, item=keys.word("", None)), hidden=True),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -8,18 +8,21 @@ the first batch, with opening the data set and, in memory, reading and checking 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
 from phi3_jax.data import export, loader
 from phi3_jax.data.windows import FIELDS, positions, record_dtype
 
@@ -66,11 +69,7 @@ def measure(make: Callable[[], Callable[[int], object]], tokens: int, seconds: f
     return statistics.median(rates), first
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5, help="a measurement (default 5)")
-    parser.add_argument("--runs", type=int, default=5, help="runs of which the median is shown (default 5)")
-    options = parser.parse_args()
+def main(flags: Mapping[str, Any]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +80,7 @@ def main() -> None:
                 if resident is not None:
                     loader.RESIDENT_BYTES = resident
                 make = functools.partial(reader, Path(folder) / str(window), batch, resident is None)
-                rate, first = measure(make, window * batch, options.seconds, options.runs)
+                rate, first = measure(make, window * batch, flags["seconds"], flags["runs"])
                 row = f"{window:6} {batch:5}  {name:26} {rate:14,.0f} {first:10.3f} s"
                 print(f"{row} {rate / PICO_TOKENS_PER_S:7.1f}", flush=True)
 
@@ -94,5 +93,16 @@ def _write(folder: Path) -> None:
     export.export(folder / "2048", str(folder / "text.txt"), window=2048)
 
 
+COMMAND = Command(
+    "benchmarks/loader.py",
+    __doc__,
+    main,
+    {
+        "seconds": Flag(keys.number("of a measurement", 5.0, 1e-3, 1e6)),
+        "runs": Flag(keys.whole("runs of which the median is shown", 5, 1)),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""How exact the model is: `python benchmarks/numerics.py [--goldens FOLDER ...] [--members mini small medium moe]`.
+"""How exact the model is: `python benchmarks/numerics.py [--goldens FOLDER,...] [--members mini,small,medium,moe]`.
 
 1. The largest absolute difference of our float32 logits from each golden's (original implementations; default: the small
    ones under tests/goldens), beside the tolerance written in its file.
@@ -12,18 +12,21 @@ Needs 21 GiB of memory for medium's slice; each case runs in a process of its ow
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "models"))
@@ -69,7 +72,7 @@ def model_of(member: str, kind: str) -> Any:
 def case(member: str, kind: str) -> list[dict[str, Any]]:
     """Errors of one model in float32 and bfloat16."""
     from phi3_jax.models import decoder
-    from phi3_jax.models.spec import init_params
+    from phi3_jax.models.spec import init_params, named
 
     cfg = model_of(member, kind)
     with jax.enable_x64(False):
@@ -89,12 +92,7 @@ def case(member: str, kind: str) -> list[dict[str, Any]]:
             value, logits = jax.jit(loss, static_argnums=1)(params, dtype)
             return float(value), np.asarray(logits), {}
         (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, dtype)
-        named = jax.tree_util.tree_leaves_with_path(grads)
-        return (
-            float(value),
-            np.asarray(logits),
-            {jax.tree_util.keystr(p, simple=True, separator="."): g for p, g in named},
-        )
+        return float(value), np.asarray(logits), named(grads)
 
     with jax.enable_x64(True):
         exact = run(jax.tree.map(lambda p: p.astype(jnp.float64), params), "float64")
@@ -132,31 +130,42 @@ def show(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--goldens", type=Path, nargs="*", default=[ROOT / "tests" / "goldens"], metavar="FOLDER")
-    parser.add_argument("--members", nargs="*", choices=MEMBERS, default=MEMBERS)
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.case:
-        print(json.dumps(case(*args.case), default=float))
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["case"]:
+        print(json.dumps(case(*flags["case"]), default=float))
         return
     print("| golden | produced by | largest difference | tolerance | of the largest logit |")
     print("| --- | --- | --- | --- | --- |")
-    for folder in args.goldens:
-        for name, by, difference, tolerance, scale in golden_rows(folder):
+    for folder in flags["goldens"] or [ROOT / "tests" / "goldens"]:
+        for name, by, difference, tolerance, scale in golden_rows(Path(folder)):
             print(
                 f"| {name} | {by} | {show(difference)} | {show(tolerance)} | {show(difference / scale)} |", flush=True
             )
     print("\n| model | dtype | logits | largest logit error / largest logit | loss | gradients, median | worst | in |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind in ("proxy", "slice"):
-        for member in args.members:
-            command = [sys.executable, __file__, "--case", member, kind]
+        for member in flags["members"]:
+            command = [sys.executable, __file__, "--case", f"{member},{kind}"]
+            print(f"# {member} {kind}: float64, float32 and bfloat16", file=sys.stderr, flush=True)
             for row in json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout):
                 numbers = " | ".join(show(row[key]) for key in ("logits", "largest", "loss", "gradient", "worst"))
                 print(f"| {row['model']} | {row['dtype']} | {numbers} | {row['where']} |", flush=True)
 
 
+COMMAND = Command(
+    "benchmarks/numerics.py",
+    __doc__,
+    main,
+    {
+        "goldens": Flag(
+            keys.Key("folders of goldens; without, tests/goldens", None, tuple, 1, item=keys.local("a folder")),
+            "FOLDER,...",
+        ),
+        "members": Flag(keys.Key("members", MEMBERS, tuple, 1, item=keys.word("a member", None, *MEMBERS))),
+        "case": Flag(keys.Key("", None, tuple, item=keys.word("", None)), hidden=True),
+    },
+    alone=True,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

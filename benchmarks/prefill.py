@@ -1,26 +1,30 @@
-"""Prefill beside transformers, and block-sparse beside dense attention: `python benchmarks/prefill.py [--runs N]`.
+"""Prefill compared with transformers, and block-sparse with dense attention: `python benchmarks/prefill.py [--runs N]`.
 
 1. A full-width slice of phi-3-mini (hidden 3072, 32 heads, 4 layers, the true vocabulary, logits of every token), one
-   prompt of 512 tokens, float32 and bfloat16: tokens/s here and of transformers' Phi3ForCausalLM (eager attention), beside
+   prompt of 512 tokens, in each of --dtypes (float32 and bfloat16; CPUs without units for bfloat16 take minutes for it):
+   tokens/s here and of transformers' Phi3ForCausalLM (eager attention), beside
    each library's own product of two matrices of the MLP's shape in that dtype. Both libraries stay loaded in one process
    each, and take turns; medians. Needs torch and transformers (extra `peer`).
-2. One layer's attention of phi-3-small's shape at 8,192 tokens: the block-sparse pattern beside our dense attention.
+2. One layer's attention of phi-3-small's shape at 8,192 tokens: the block-sparse pattern compared with our dense attention.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from phi3_jax.launcher import MALLOC
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
+from phi3_jax.study.workers import MALLOC
 
 LAYERS, TIME = 4, 512
+DTYPES = ("float32", "bfloat16")
 
 
 def median_seconds(run: Callable[[], object], turns: int) -> float:
@@ -78,22 +82,29 @@ def serve(library: str, dtype: str) -> None:
         print(median_seconds(prefill, 1), median_seconds(product, 3), flush=True)
 
 
-def prefill_table(turns: int) -> None:
+def note(*words: object) -> None:
+    """Says what is being done, where the tables do not go."""
+    print("#", *words, file=sys.stderr, flush=True)
+
+
+def prefill_table(turns: int, dtypes: Sequence[str]) -> None:
     print(
         f"| dtype | library | tokens/s | GFLOP/s | its matrix product, GFLOP/s | beside transformers |\n|{' --- |' * 6}"
     )
     matrices = LAYERS * (4 * 3072**2 + 3 * 3072 * 8192) + 32064 * 3072
     work, product_work = 2 * matrices * TIME, 2 * TIME * 3072 * 16384
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         servers = {}
+        note(f"{dtype}: starting transformers and phi3_jax, which compiles, one product and one prompt each")
         for library in ("transformers", "phi3_jax"):
-            command = [sys.executable, __file__, "--serve", library, dtype]
+            command = [sys.executable, __file__, "--serve", f"{library},{dtype}"]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             servers[library] = subprocess.Popen(command, **pipes)
         for server in servers.values():
             server.stdout.readline()
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
-        for _ in range(turns):
+        for turn in range(turns):
+            note(f"{dtype}: turn {turn + 1} of {turns}")
             for name, server in servers.items():
                 server.stdin.write("\n")
                 server.stdin.flush()
@@ -126,6 +137,7 @@ def sparse_table(turns: int) -> None:
         f"\n| attention, {time_:,} tokens, {g * r} heads of {k} | dense, s | block-sparse, s | ratio |\n|{' --- |' * 4}"
     )
     for label, runs in (("forward", forward), ("forward and backward", both)):
+        note(f"attention, {label}: {turns} turns")
         for run in runs.values():
             jax.block_until_ready(run(q, *kv))
         seconds = {name: [] for name in runs}
@@ -138,13 +150,9 @@ def sparse_table(turns: int) -> None:
         print(f"| {label} | {dense:.2f} | {sparse:.2f} | {dense / sparse:.2f}x |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("LIBRARY", "DTYPE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        return serve(*arguments.serve)
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["serve"]:
+        return serve(*flags["serve"])
     if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": MALLOC})
     try:
@@ -153,9 +161,21 @@ def main() -> None:
     except ImportError:
         print("transformers and torch are not here (pip install '.[peer]'): only the second table\n")
     else:
-        prefill_table(arguments.runs)
-    sparse_table(max(3, arguments.runs // 2))
+        prefill_table(flags["runs"], flags["dtypes"])
+    sparse_table(max(3, flags["runs"] // 2))
 
+
+COMMAND = Command(
+    "benchmarks/prefill.py",
+    __doc__,
+    main,
+    {
+        "runs": Flag(keys.whole("turns of each side", 5, 1)),
+        "dtypes": Flag(keys.Key("of products", DTYPES, tuple, 1, item=keys.word("a dtype", None, *DTYPES))),
+        "serve": Flag(keys.Key("", None, tuple, item=keys.word("", None)), hidden=True),
+    },
+    alone=True,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

@@ -1,19 +1,19 @@
-"""Tokens/s of a training step beside Hugging Face's Phi3ForCausalLM on PyTorch, on all cores given.
+"""Tokens/s of a training step compared with Hugging Face's Phi3ForCausalLM on PyTorch, on all cores given.
 
-    python benchmarks/train_step.py [--shapes sweep pico 7.5M 69M] [--runs 7] [--dtype float32]
+    python benchmarks/train_step.py [--shapes sweep,pico,7.5M,69M] [--runs 7] [--dtype float32]
 
 All do forward, backward and AdamW on the same shapes and batch (the peer: eager attention, fused AdamW; install it with
 `pip install -e '.[peer]'`, without it its columns are empty). `phi3_jax` runs as the launcher runs it, with the launcher's
 malloc settings; `transformers` as its users do; `tuned` is the same with our malloc settings. One process each, with all
-cores, except for `sweep`: there phi3_jax and tuned are one pinned process a core, as in a sweep, and their rates add up.
+cores, except for `sweep`: there phi3_jax and tuned are one pinned process per core, as in a sweep, and their rates add up.
 The sides take turns; medians are shown. `others` is the part of a core that other processes took meanwhile: the figures
-mean something only where it is near 0. GFLOP/s follow `phi3_jax.scaling.flops`; `of peak` is beside the same library's
-matrix product of 2048 x 2048 (on one core, times the processes, for `sweep`).
+mean something only where it is near 0. GFLOP/s follow `phi3_jax.models.flops`; `of peak` is beside the same library's
+matrix product of 2048 x 2048 in --dtype (on one core, times the processes, for `sweep`). What is being done is said on
+stderr; a CPU without units for bfloat16 takes minutes for one such product.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -21,12 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from phi3_jax import commands, keys
+from phi3_jax.commands import Command, Flag
 from phi3_jax.configs import ModelConfig
-from phi3_jax.launcher import MALLOC
-from phi3_jax.scaling.flops import train_flops_per_token
+from phi3_jax.models.flops import train_flops_per_token
+from phi3_jax.study.workers import MALLOC
 
 # width, layers, heads, mlp, vocab, windows, time
 SHAPES = {
@@ -38,6 +40,7 @@ SHAPES = {
 COLUMNS = ("phi3_jax", "transformers", "tuned")
 STEPS = {"sweep": 20, "pico": 20, "7.5M": 1, "69M": 1}  # steps a turn
 SIDE = 2048
+ENOUGH = 20.0  # seconds of one product, after which its fastest run is known well enough
 
 
 def model_of(shape: str) -> ModelConfig:
@@ -48,18 +51,23 @@ def model_of(shape: str) -> ModelConfig:
     )  # fmt: skip
 
 
+def note(*words: object) -> None:
+    """Says what is being done, where the table does not go."""
+    print("#", *words, file=sys.stderr, flush=True)
+
+
 def fastest(product: Callable[[], Any]) -> float:
-    """GFLOP/s of the fastest of several runs of a SIDE x SIDE product."""
+    """GFLOP/s of the fastest of several runs of a SIDE x SIDE product; fewer of one that takes long."""
     times = []
-    for _ in range(7):
+    while len(times) < 7 and sum(times) < ENOUGH:
         start = time.perf_counter()
         product()
         times.append(time.perf_counter() - start)
     return 2 * SIDE**3 / min(times) / 1e9
 
 
-def ours(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]:
-    """(step() -> loss, products): the package's own step, compiled."""
+def ours(shape: str, dtype: str) -> tuple[Callable[[], float], Callable[[], float]]:
+    """(step() -> loss, ceiling() -> GFLOP/s of a product in `dtype`): the package's own step, compiled."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import jax.numpy as jnp
@@ -88,15 +96,15 @@ def ours(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]
         state, metrics = train_step(state, batch, jnp.float32(1e-3))
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-    def ceiling(kind: str) -> float:
-        a = jnp.ones((SIDE, SIDE), kind)
+    def ceiling() -> float:
+        a = jnp.ones((SIDE, SIDE), dtype)
         product = jax.jit(lambda a: a @ a)
         return fastest(lambda: product(a).block_until_ready())
 
-    return go, {kind: ceiling(kind) for kind in ("float32", "bfloat16")}
+    return go, ceiling
 
 
-def peer(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]:
+def peer(shape: str, dtype: str) -> tuple[Callable[[], float], Callable[[], float]]:
     """The same step with transformers and PyTorch; bfloat16 by autocast."""
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
@@ -122,21 +130,24 @@ def peer(shape: str, dtype: str) -> tuple[Callable[[], float], dict[str, float]]
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    products = {}
-    for kind in ("float32", "bfloat16"):
-        a = torch.ones(SIDE, SIDE, dtype=getattr(torch, kind))
-        products[kind] = fastest(lambda a=a: a @ a)
-    return go, products
+    def ceiling() -> float:
+        a = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype))
+        return fastest(lambda: a @ a)
+
+    return go, ceiling
 
 
 def serve(side: str, shape: str, dtype: str) -> None:
     """A measuring process: says what it has, then runs as many steps as each line of stdin asks for."""
-    go, products = ours(shape, dtype) if side == "phi3_jax" else peer(shape, dtype)
+    go, ceiling = ours(shape, dtype) if side == "phi3_jax" else peer(shape, dtype)
+    note(shape, f"{side}: a matrix product in {dtype}, {SIDE} x {SIDE}")
+    product = ceiling()
+    note(shape, f"{side}: the first step, which compiles")
     start = time.perf_counter()
     go()
     first = time.perf_counter() - start
     go()
-    print(json.dumps({"products": products, "first": first}), flush=True)
+    print(json.dumps({"product": product, "first": first}), flush=True)
     for line in sys.stdin:
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
@@ -171,7 +182,7 @@ class Side:
         os.sched_setaffinity(0, cores)
         hellos = [self._answer(process) for process in self.processes]
         self.first = max(hello["first"] for hello in hellos)
-        self.products = {k: sum(hello["products"][k] for hello in hellos) for k in hellos[0]["products"]}
+        self.product = sum(hello["product"] for hello in hellos)
         self.walls, self.others = [], []
 
     def _answer(self, process: subprocess.Popen) -> dict[str, Any]:
@@ -181,7 +192,7 @@ class Side:
         return json.loads(line)
 
     def turn(self, steps: int) -> None:
-        """Runs `steps` steps in each process at the same time; keeps the seconds a step of all of them together."""
+        """Runs `steps` steps in each process at the same time; keeps the seconds per step of all of them together."""
         time.sleep(0.3)  # the other side's threads go to sleep
         before = busy()
         for process in self.processes:
@@ -198,11 +209,12 @@ class Side:
             process.wait()
 
 
-def compare(shape: str, options: argparse.Namespace) -> str:
+def compare(shape: str, dtype: str, runs: int) -> str:
     """Runs one shape; returns its row."""
     names = COLUMNS if importlib.util.find_spec("torch") else COLUMNS[:1]
-    sides = [Side(name, shape, options.dtype) for name in names]
-    for _ in range(options.runs):
+    sides = [Side(name, shape, dtype) for name in names]
+    for turn in range(runs):
+        note(shape, f"turn {turn + 1} of {runs}, {STEPS[shape]} steps of each side")
         for side in sides:
             side.turn(STEPS[shape])
     _, _, _, _, _, windows, length = SHAPES[shape]
@@ -211,31 +223,38 @@ def compare(shape: str, options: argparse.Namespace) -> str:
         side.close()
         rate = windows * length / statistics.median(side.walls)
         gflops = rate * train_flops_per_token(model_of(shape), length) / 1e9
-        cells.append(f"{rate:10,.0f} {gflops:8.0f} {gflops / side.products[options.dtype]:8.0%} {side.first:8.1f}")
+        cells.append(f"{rate:10,.0f} {gflops:8.0f} {gflops / side.product:8.0%} {side.first:8.1f}")
         ratios.append(statistics.median(b / a for a, b in zip(sides[0].walls, side.walls, strict=True)))
-        print(f"# {shape} {side.name}: matrix product", *(f"{k} {v:.0f} GFLOP/s" for k, v in side.products.items()))
+        print(f"# {shape} {side.name}: matrix product {dtype} {side.product:.0f} GFLOP/s", flush=True)
     cells += [" " * 37] * (len(COLUMNS) - len(sides))
     cells += [f"{ratio:6.2f}x" for ratio in ratios[1:]] + [" " * 7] * (len(COLUMNS) - len(sides))
     cells.append(f"{statistics.median(x for side in sides for x in side.others):7.0%}")
     return "  ".join(cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--runs", type=int, default=7, help="turns of each side (default 7)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--serve", choices=COLUMNS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return serve(options.serve, options.shapes[0], options.dtype)
-    rows = [compare(shape, options) for shape in options.shapes]
+def main(flags: Mapping[str, Any]) -> None:
+    if flags["serve"]:
+        return serve(flags["serve"], flags["shapes"][0], flags["dtype"])
+    rows = [compare(shape, flags["dtype"], flags["runs"]) for shape in flags["shapes"]]
     columns = f"{'tokens/s':>10} {'GFLOP/s':>8} {'of peak':>8} {'first s':>8}"
     print(f"{'':6}", *(f"{name:^37}" for name in COLUMNS), f"{'phi3_jax beside':^16}", sep="  ")
     print(f"{'shape':6}", *[columns] * 3, f"{'plain':>7}  {'tuned':>7}  {'others':>7}", sep="  ")
     print("\n".join(rows))
-    print(f"{options.dtype}, {len(os.sched_getaffinity(0))} cores: python {' '.join(sys.argv)}")
+    print(f"{flags['dtype']}, {len(os.sched_getaffinity(0))} cores: python {' '.join(sys.argv)}")
 
+
+COMMAND = Command(
+    "benchmarks/train_step.py",
+    __doc__,
+    main,
+    {
+        "shapes": Flag(keys.Key("which to time", tuple(SHAPES), tuple, 1, item=keys.word("a shape", None, *SHAPES))),
+        "runs": Flag(keys.whole("turns of each side", 7, 1)),
+        "dtype": Flag(keys.word("of products", "float32", "float32", "bfloat16")),
+        "serve": Flag(keys.word("", None, *COLUMNS), hidden=True),
+    },
+    alone=True,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.start(COMMAND, sys.argv[1:]))

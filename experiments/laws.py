@@ -15,16 +15,15 @@ Cost on 2 CPU cores: 13 minutes (on a machine that did other work too).
 Sizes differ in width alone (53k to 652k non-embedding parameters at one depth), so that the law is one of size. Budgets
 keep below one pass over the text, so that no token repeats. The runs of the largest size and of the largest budget come
 last: before they start, L(N, D) is fitted to the others and its forecasts of them go to forecast.json, whose hash is
-written into their config.json. The report then shows predicted beside measured.
+written into their config.json. The report then shows what was predicted and what was measured.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from phi3_jax.experiment import apply, base_config
-from phi3_jax.family import SCALES
-from phi3_jax.study import parse_arguments
+from phi3_jax.experiment import apply, base_config, parse_arguments
+from phi3_jax.family import SCALES, WIDTHS
 
 TARGETS = ("widths",)
 WORDS = {"data": str, "budgets": list, "seed": int, "seeds": int, "scale": SCALES}
@@ -35,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     _, words = parse_arguments(argument, TARGETS, WORDS)
     config = base_config()
     config.update(
-        name="laws", scale="pico", ladder="width", sizes=("below", "mini", "small", "small-medium", "medium", "above"),
+        name="laws", scale="pico", ladder="width", sizes=WIDTHS,
         budgets=(350_000, 700_000, 1_400_000, 2_800_000),
     )  # fmt: skip
     config.data.source = "pydocs"

@@ -7,21 +7,29 @@
 Words after the colon, separated by commas (a comma also continues a list):
 
     sweep | mini | small | medium     what to train (default sweep)
-    scale=auto|full|pico|nano|micro   auto: full where the attached devices hold it, else pico, and says so
+    scale=auto|full|femto|pico|nano|micro   auto: full where the attached devices hold it, else pico, and says so
     tokens=matched|published|3.3T|4.8T|<n>   matched: 4.8T each; published: 3.3T/4.8T/4.8T. Budgets of 10B tokens or
                                       more are those of the released models; a proxy trains the same share of its own
                                       reference budget (4M tokens at pico stand for 4.8T)
     budgets=1M,2M,4M                  evaluate at these budgets, all from one trunk (WSD forks); default for the sweep:
                                       a quarter, a half, all of the budget
     seed=0  seeds=1                   first seed, number of seeds
-    data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2
+    data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2|...
+                                      as --data of `python -m phi3_jax.data.export --help`;
+                                      <path>: a file or folder of .txt, .jsonl, .json (each also .gz, .zst, .bz2) or
+                                      .parquet; a line "data: ..." says what was read, what was left out and why. Copied
+                                      or moved data are the same data where the files' names and bytes are
     strategy=dp|fsdp|fsdp_tp|fsdp_cp|multislice   how a full run is split over devices; default fsdp, multislice on slices
     topology=v5p:4x4x8                hardware to plan for and to ask a scheduler for; or 2xv5p:4x4x4 (two slices),
                                       h200:8, h100:4x8 (nodes x GPUs)
+    init=<run>|hf:<folder>            start from these weights, not from random ones: a run, one of its checkpoints, a study
+                                      of one run, or a Hugging Face folder, of the shape and vocabulary that the other words
+                                      say. Optimiser and schedule start anew
+    name=<name>                       the study's folder is runs/<name>; default: made of the words
     ladder=clean|family               clean: one recipe for all sizes (default for the sweep); family: each proxy keeps its
                                       member's architecture (default for a single member)
 
-Cost on 2 CPU cores: the default sweep takes about 5 minutes.
+Cost on 2 CPU cores: the default sweep takes about 7.5 minutes.
 
 What the numbers come from. The report (arXiv:2404.14219) publishes no optimiser settings.
 Proxies: Adam (0.9, 0.98), eps 1e-12, no decay, no clipping, peak 3e-3 under muP/CompleteP relative to width 48, depth 4,
@@ -36,10 +44,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from phi3_jax.experiment import apply, base_config
+from phi3_jax.experiment import apply, base_config, parse_arguments
 from phi3_jax.family import LADDERS, MEMBERS, SCALES
 from phi3_jax.sharding.rules import STRATEGIES
-from phi3_jax.study import parse_arguments
 
 TARGETS = ("sweep", *MEMBERS)
 WORDS = {
@@ -52,6 +59,8 @@ WORDS = {
     "data": str,
     "topology": str,
     "strategy": STRATEGIES,
+    "init": str,
+    "name": str,
 }
 
 
@@ -63,4 +72,4 @@ def get_config(argument: str = "") -> ConfigDict:
         config.update(sizes=(target,), ladder="family")
     else:
         config.budget_shares = (0.25, 0.5, 1.0)
-    return apply(config, words, {"data": "data.source", "strategy": "train.strategy"})
+    return apply(config, words, {"data": "data.source", "strategy": "train.strategy", "init": "train.init"})

@@ -1,4 +1,4 @@
-"""Does the learning rate transfer across width? muP beside the standard parametrisation, at proxy scale.
+"""Does the learning rate transfer across width? muP compared with the standard parametrisation, at proxy scale.
 
     python launch/run.py --config experiments/transfer.py
 
@@ -16,10 +16,12 @@ standard parametrisation it falls as the width grows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from phi3_jax.experiment import apply, base_config
-from phi3_jax.study import parse_arguments, parse_count
+from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.keys import parse_count
 
 TARGETS = ("widths",)
 WORDS = {"seed": int, "seeds": int, "tokens": str}
@@ -34,10 +36,10 @@ def get_config(argument: str = "") -> ConfigDict:
         name="transfer", scale="pico", ladder="width", sizes=("below", "small", "above"), seed=10, universe=2250,
         size_factor=parse_count(words.pop("tokens", "1M")) / 1_000_000,
     )  # fmt: skip
-    data = dict(facts=1125, knowledge=250_000, reasoning=750_000)
-    config.arms = ConfigDict(
+    data = Arm(facts=1125, knowledge=250_000, reasoning=750_000)
+    config.arms = arms_config(
         {
-            f"{name}_{rate:g}".replace(".", "p"): data | dict(peak_lr=rate, mup=mup)
+            f"{name}_{rate:g}".replace(".", "p"): replace(data, peak_lr=rate, mup=mup)
             for name, mup in (("mup", True), ("standard", False))
             for rate in RATES
         }

@@ -1,7 +1,7 @@
 """Which of several processes this one is, by its environment, and a parent that says in one line why it died.
 
 jax's coordination client, in C++, ends a process whose coordinator or peer is gone with an abort and a stack trace, and
-no Python of that process runs any more. So where there are several processes, `run` puts the command into a child, and
+no Python of that process runs any more. So where there are several processes, `train` puts the command into a child, and
 the parent translates. Nothing here imports jax.
 """
 
@@ -14,19 +14,18 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import Any
 
-from phi3_jax.errors import UserError
+from phi3_jax.errors import STOPPED, UserError
 
 BY_HAND = ("PHI3_JAX_COORDINATOR", "PHI3_JAX_PROCESSES", "PHI3_JAX_PROCESS_ID")
 START_TIMEOUT = "PHI3_JAX_START_TIMEOUT"
 START_SECONDS = 300  # clusters start slowly; jax's own default
 HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead; a long step or compilation is not silent
-STOPPED = 75  # exit status of a --run that a signal stopped and saved: EX_TEMPFAIL of sysexits.h, "try again"
 AGAIN = "start the same command on every process again: it goes on from the last checkpoint"
 
 
@@ -104,6 +103,8 @@ def _has_tpu() -> bool:
 
 def _tpu_vm_hosts(environment: Mapping[str, str]) -> int:
     """Hosts of this TPU VM's slice, from the attribute of the metadata server that jax reads too; 1 without a server."""
+    import urllib.request  # takes longer than all of this file
+
     server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
@@ -117,16 +118,11 @@ def _tpu_vm_hosts(environment: Mapping[str, str]) -> int:
 # ------------------------------------------------------------------------------------------------ parent
 
 
-def run(module: str, arguments: Sequence[str], usage: str) -> int:
-    """Runs `main(arguments, usage)` of a module, in a child where this is one of several processes; its exit status."""
-    try:
-        job = cluster()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if job and arguments and arguments[0] not in ("-h", "--help"):
-        return supervise(job, [sys.executable, "-m", module, *arguments])
-    return importlib.import_module(module).main(arguments, usage)
+def train(flags: Any) -> int:
+    """Trains what a command's `Flags` ask for, in a child where this is one of several processes; the exit status."""
+    if job := cluster():
+        return supervise(job, [sys.executable, "-m", "phi3_jax.study.launch", *flags.words])
+    return importlib.import_module("phi3_jax.study.launch").main(flags)
 
 
 def supervise(job: Cluster, command: Sequence[str]) -> int:
@@ -137,6 +133,7 @@ def supervise(job: Cluster, command: Sequence[str]) -> int:
     hand_on = lambda number, _: child.send_signal(number)  # noqa: E731
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     hidden: list[str] = []
+    assert child.stderr is not None  # a pipe
     try:
         for line in child.stderr:
             # What follows jax's first word on a dead peer is its end; an error of ours may stand between.

@@ -8,13 +8,22 @@ out where it ran (mesh, strategy, remat, logging), so that runs of different mac
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phi3_jax.errors import UserError
+from phi3_jax.errors import UserError, nearest
+from phi3_jax.keys import MOST_RANK, OPTIMIZERS, PREFERENCES, SCHEDULES, check_run
+from phi3_jax.units import divisors
+
+# What a field's metadata may say: `science` False: it changes no number of a run, but where and how it runs or what it is
+# called; `since`: it came later, and where it has this value (or what this function makes of the config), fingerprints are
+# those of before.
+_ASIDE = {"science": False}
+
+# How the released files of a model name and order its tensors, which is also what config.json calls the model.
+LAYOUTS = ("phi3", "phi3small", "phimoe")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -22,9 +31,26 @@ def _require(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_known(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise UserError(f"{name}={value!r} is unknown{nearest(str(value), valid)}")
+
+
+def _require_finite(group: str, config: Any, above: tuple[str, ...], least: tuple[str, ...]) -> None:
+    """Fields `above` must be finite numbers above 0, fields `least` finite and at least 0."""
+    for field in (*above, *least):
+        value = getattr(config, field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+        limit = "above 0" if field in above else "of at least 0"
+        _require(
+            number and (value > 0 if field in above else value >= 0),
+            f"{group}.{field}={value!r} must be a finite number {limit}",
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class LongRope:
-    """LongRoPE: per-frequency factors for short and long inputs (Phi-3 report section 2; facts sheet section 1).
+    """LongRoPE: per-frequency factors for short and long inputs (Phi-3 report, section 2; arXiv:2402.13753).
 
     `short`/`long` hold head_dim/2 factors, or None where no public source lists them (they then come with a
     checkpoint). `short_mscale`/`long_mscale` are a config's own attention factors (phi-3-small, phi-3.5-MoE); None means:
@@ -41,10 +67,11 @@ class LongRope:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSparse:
-    """phi-3-small's per-head block-sparse causal pattern; layer l is dense when (l + 1) % dense_every == 0.
+    """phi-3-small's per-head block-sparse causal pattern (Microsoft's block-sparse attention layer).
 
-    `per_document`: in packed rows the pattern counts from each document's start, so that a document is masked as it is
-    alone; else from the row's start, as the released kernel counts, which knows no documents.
+    Layer l is dense when (l + 1) % dense_every == 0; 0: no layer is. `per_document`: in packed rows the pattern counts
+    from each document's start, so that a document is masked as it is alone; else from the row's start, as the released
+    kernel counts, which knows no documents.
     """
 
     block: int = 64
@@ -52,12 +79,28 @@ class BlockSparse:
     vert_stride: int = 8
     homo_head: bool = False
     dense_every: int = 2
-    per_document: bool = True
+    per_document: bool = dataclasses.field(default=True, metadata={"since": True})
+
+    def shift(self, head: Any, heads: int) -> Any:
+        """Blocks by which head `head` of `heads` (of the whole layer) shifts the distant blocks that it keeps."""
+        return head * (0 if self.homo_head else max(1, self.vert_stride // heads))
+
+    def first_far(self, head: Any, heads: int) -> Any:
+        """The first of the distant blocks that a head keeps; every vert_stride-th from there on is another."""
+        return (-1 - self.shift(head, heads)) % self.vert_stride
+
+    def keeps(self, query: Any, key: Any, shift: Any) -> Any:
+        """Whether a head with that shift keeps block `key` for block `query`, causality aside; numbers or arrays."""
+        return (query - key < self.local_blocks) | ((key + shift + 1) % self.vert_stride == 0)
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer attends densely."""
+        return bool(self.dense_every) and (layer + 1) % self.dense_every == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-    """phi-3.5-MoE's mixture of SwiGLU experts, routed by SparseMixer as in evaluation (two experts a token).
+    """phi-3.5-MoE's mixture of SwiGLU experts, routed by SparseMixer as in evaluation (two experts per token).
 
     `jitter` is router_jitter_noise: experts whose score lies further than 2 jitter (relative) below the best are left out
     of its softmax. `head_bias`: the unembedding has a bias.
@@ -88,11 +131,16 @@ class Mup:
 class ModelConfig:
     """One decoder of the family; sizes in elements, contexts in tokens.
 
+    heads x head_dim is `inner`, the width of attention; it is `embed` in every published member, and need not be.
+
     `sliding_window` is the published field; `window_rule` says how many keys it means: "released" (the 2024
     code) w + 1, "transformers" (today's library) w, itself included.
+
+    `layout` is how the released files name and order the tensors: "phi3" (mini and medium), "phi3small" or "phimoe".
+    `member` is the released model that this is, or the size it stands for; "" for a model from elsewhere.
     """
 
-    name: str
+    name: str = dataclasses.field(metadata=_ASIDE)
     member: str
     scale: str
     ladder: str
@@ -118,27 +166,29 @@ class ModelConfig:
     embed_multiplier: float = 1.0
     logit_divisor: float = 1.0
     attention_divisor: str = "sqrt"  # softmax scale 1/sqrt(head_dim), or "linear": 1/head_dim (phi-3-small)
-    attention_multiplier: float = 1.0  # on the softmax scale (phi-3-small's mup_attn_multiplier)
+    # on the softmax scale (phi-3-small's mup_attn_multiplier)
+    attention_multiplier: float = dataclasses.field(default=1.0, metadata={"since": 1.0})
     dummy_tokens: tuple[tuple[int, int], ...] = ()  # [start, stop) ranges whose logits are masked
     init_std: float = 0.02
     mup: Mup | None = None
-    experts: Experts | None = None
+    experts: Experts | None = dataclasses.field(default=None, metadata={"since": None})
+    layout: str = dataclasses.field(default="phi3", metadata={"since": lambda model: _layout_before(vars(model))})
 
     def __post_init__(self) -> None:
+        _require_known("model.layout", self.layout, LAYOUTS)
         for field in ("vocab", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp", "context"):
             _require(
-                isinstance(getattr(self, field), int) and getattr(self, field) > 0,
+                type(getattr(self, field)) is int and getattr(self, field) > 0,
                 f"model.{field}={getattr(self, field)!r} must be a positive integer",
             )
         _require(
             self.heads % self.kv_heads == 0,
-            f"model.kv_heads={self.kv_heads} does not divide heads={self.heads}; use a divisor: "
-            f"{', '.join(str(d) for d in range(1, self.heads + 1) if self.heads % d == 0)}",
+            f"model.kv_heads={self.kv_heads} does not divide heads={self.heads}; use a divisor: {divisors(self.heads)}",
         )
+        _require_finite("model", self, ("rope_base", "embed_multiplier", "logit_divisor"), ("norm_eps", "init_std"))
         _require(
-            self.heads * self.head_dim == self.embed,
-            f"model.heads={self.heads} x head_dim={self.head_dim} is {self.heads * self.head_dim}, "
-            f"not embed={self.embed}; make them equal",
+            self.sliding_window is None or (type(self.sliding_window) is int and self.sliding_window > 0),
+            f"model.sliding_window={self.sliding_window!r} must be a positive number of tokens, or None for no window",
         )
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even (RoPE rotates pairs)")
         _require(self.norm in ("rms", "layer"), f"model.norm={self.norm!r}; valid: rms, layer")
@@ -153,12 +203,25 @@ class ModelConfig:
             self.attention_divisor in ("sqrt", "linear"),
             f"model.attention_divisor={self.attention_divisor!r}; valid: sqrt, linear",
         )
+        _require(
+            (self.layout == "phi3small") == (self.activation == "gegelu"),
+            f"model.layout={self.layout} has no tensors of activation={self.activation}; gegelu is phi3small's",
+        )
+        _require(
+            (self.layout == "phimoe") == (self.experts is not None),
+            f"model.layout={self.layout} {'needs' if self.experts is None else 'has no'} experts; they are phimoe's",
+        )
         if self.experts:
             _require(
                 self.experts.per_token == 2 <= self.experts.count,
-                f"experts.per_token={self.experts.per_token} of {self.experts.count}; SparseMixer takes two a token",
+                f"experts.per_token={self.experts.per_token} of {self.experts.count}; SparseMixer takes two per token",
             )
         if self.longrope:
+            original = self.longrope.original_context
+            _require(
+                type(original) is int and original > 1,
+                f"longrope.original_context={original!r} must be an integer of at least 2",
+            )
             for which in ("short", "long"):
                 factors = getattr(self.longrope, which)
                 _require(
@@ -166,6 +229,11 @@ class ModelConfig:
                     f"longrope.{which} has {len(factors or ())} factors; head_dim={self.head_dim} "
                     f"needs {self.head_dim // 2}",
                 )
+
+    @property
+    def inner(self) -> int:
+        """Width of all queries of a token, which is that of attention's output."""
+        return self.heads * self.head_dim
 
     @property
     def queries_per_kv(self) -> int:
@@ -177,6 +245,20 @@ class ModelConfig:
         if self.sliding_window is None:
             return None
         return self.sliding_window + (1 if self.window_rule == "released" else 0)
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer attends densely (phi-3-small's odd ones; all layers of the others)."""
+        return self.blocksparse is None or self.blocksparse.is_dense(layer)
+
+    @property
+    def dense_layers(self) -> int:
+        """How many layers attend densely."""
+        return sum(self.is_dense(layer) for layer in range(self.layers))
+
+    @property
+    def period(self) -> int:
+        """Layers after which the pattern of layers repeats (2 for phi-3-small's dense/sparse alternation)."""
+        return max(1, self.blocksparse.dense_every) if self.blocksparse else 1
 
     @property
     def width_ratio(self) -> float:
@@ -203,8 +285,11 @@ class ModelConfig:
 
     @property
     def matrix_params(self) -> int:
-        """Non-embedding parameters in matrices: attention, MLP and router weights, no norms, no biases."""
-        attention = 2 * self.embed * self.heads * self.head_dim + 2 * self.embed * self.kv_heads * self.head_dim
+        """Non-embedding parameters in matrices: attention, MLP and router weights, no norms, no biases.
+
+        `spec.count_params(self, "hidden")`, for those who know no jax.
+        """
+        attention = 2 * self.embed * self.inner + 2 * self.embed * self.kv_heads * self.head_dim
         mlps, router = (self.experts.count, self.experts.count * self.embed) if self.experts else (1, 0)
         return self.layers * (attention + router + mlps * 3 * self.embed * self.mlp)
 
@@ -216,9 +301,14 @@ class ModelConfig:
     def label(self) -> str:
         """What a figure or file must call this model."""
         if not self.is_proxy:
-            return "phi-3.5-MoE" if self.experts else f"phi-3-{self.member}"
+            return "phi-3.5-MoE" if self.layout == "phimoe" else f"phi-3-{self.member}" if self.member else self.name
         kind = "family shape" if self.ladder == "family" else f"{self.ladder} ladder"
         return f"phi-3-{self.member} proxy ({self.scale}, {kind})"
+
+
+def _layout_before(model: Mapping[str, Any]) -> str:
+    """The layout of a config that was written before configs named it: there were three, and two fields told them apart."""
+    return "phimoe" if model.get("experts") else "phi3small" if model.get("activation") == "gegelu" else "phi3"
 
 
 def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
@@ -228,9 +318,10 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
       UserError: a field is missing or has no valid value.
     """
     model = {f.name: tree[f.name] for f in dataclasses.fields(ModelConfig) if f.name in tree}
+    model.setdefault("layout", _layout_before(model))
     for name, kind in (("longrope", LongRope), ("blocksparse", BlockSparse), ("mup", Mup), ("experts", Experts)):
         if isinstance(model.get(name), Mapping):
-            inner = {k: tuple(v) if isinstance(v, list) else v for k, v in model[name].items()}
+            inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model[name].items()}
             model[name] = kind(**inner)
     model["dummy_tokens"] = tuple((int(a), int(b)) for a, b in model.get("dummy_tokens", ()))
     try:
@@ -241,7 +332,7 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule; fractions are of the run's steps.
+    """The optimiser and its schedule; fractions are of the run's steps.
 
     The report publishes no optimiser settings. Sources of the defaults are in `experiments/scaling.py`.
     """
@@ -258,10 +349,15 @@ class OptimConfig:
     final_lr: float = 0.0  # fraction of the peak
     z_loss: float = 0.0
     spike_factor: float = 20.0  # a step whose gradient norm exceeds this multiple of its running mean is skipped
+    name: str = dataclasses.field(default="adamw", metadata={"since": "adamw"})
+    # rates step by step as transformers counts them: the first is 0, and the last not yet the floor
+    warmup_from_zero: bool = dataclasses.field(default=False, metadata={"since": False})
 
     def __post_init__(self) -> None:
-        _require(self.schedule in ("wsd", "cosine"), f"optim.schedule={self.schedule!r}; valid: wsd, cosine")
-        _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
+        _require_known("optim.name", self.name, OPTIMIZERS)
+        _require(self.schedule in SCHEDULES, f"optim.schedule={self.schedule!r}; valid: {', '.join(SCHEDULES)}")
+        least = ("eps", "weight_decay", "clip", "final_lr", "z_loss", "spike_factor", "warmup", "decay", "b1", "b2")
+        _require_finite("optim", self, ("peak_lr",), least)
         for field in ("warmup", "decay"):
             _require(
                 0 <= getattr(self, field) <= 1,
@@ -272,13 +368,85 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """A loss of preference pairs; see `training.preference`.
+
+    Attributes:
+      loss: its name there.
+      beta: strength of the pull to the reference; IPO's tau.
+      label_smoothing: share of pairs whose label is taken to be wrong; sigmoid, sigmoid_norm and robust read it.
+      gamma: SimPO's target margin.
+      sft: weight of the mean nll of chosen responses, added to the loss.
+    """
+
+    loss: str = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float = 0.5
+    sft: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_known("preference.loss", self.loss, PREFERENCES)
+        _require_finite("preference", self, ("beta",), ("label_smoothing", "gamma", "sft"))
+        _require(
+            self.label_smoothing < 0.5,
+            f"preference.label_smoothing={self.label_smoothing} must be below 0.5: half of the labels say nothing",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of frozen weights (arXiv:2106.09685); see `models.lora`.
+
+    Patterns are PEFT's: regular expressions that match the end of a published module's path, such as
+    `model.layers.0.mlp.down_proj`, from a dot on; the first that matches counts.
+
+    Attributes:
+      rank: of the products B A.
+      alpha: they count alpha / rank times, alpha / sqrt(rank) times with `rslora` (arXiv:2312.03732).
+      targets: the projections that have them: "qkv", "out", "gate_up", "down".
+      rank_pattern, alpha_pattern: of some modules, ((pattern, value), ..); of rank 0 a module has none.
+      base, base_content: of a run that trains on the adapters of the run it starts from: the weights under them.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    targets: tuple[str, ...] = ("qkv", "out", "gate_up", "down")
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    base: str = dataclasses.field(default="", metadata=_ASIDE)
+    base_content: str = ""
+
+    def __post_init__(self) -> None:
+        for name, rank, least in (("rank", self.rank, 1), *((f"rank_pattern {k}", r, 0) for k, r in self.rank_pattern)):
+            number = type(rank) is int and least <= rank <= MOST_RANK
+            _require(number, f"lora.{name}={rank!r} must be a whole number, {least} to {MOST_RANK}")
+        for name, alpha in (("alpha", self.alpha), *((f"alpha_pattern {k}", a) for k, a in self.alpha_pattern)):
+            number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+            _require(number and 0 < alpha < math.inf, f"lora.{name}={alpha!r} must be a finite number above 0")
+        for key, _ in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise UserError(f"lora: the pattern {key!r} is no regular expression ({error})") from error
+        _require(bool(self.targets), "lora.targets is empty; name one projection or more")
+
+
+def lora_from_dict(tree: Mapping[str, Any]) -> LoraConfig:
+    """The LoraConfig of `dataclasses.asdict` or its JSON."""
+    patterns = {name: tuple((k, v) for k, v in tree.get(name, ())) for name in ("rank_pattern", "alpha_pattern")}
+    return LoraConfig(**{**tree, "targets": tuple(tree["targets"]), **patterns})
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained on: a dataset folder and the identity of its content."""
 
-    source: str  # "facts", "pydocs", a path, "tfds:...", "mixture:..."
-    folder: str  # the exported dataset
+    source: str  # as --data of phi3_jax.data.export names it
+    folder: str = dataclasses.field(metadata=_ASIDE)  # the exported dataset
     fingerprint: str  # of the manifest
-    window: int
+    window: int  # sequence length; the name is part of saved configs and of fingerprints
     vocab: int
 
 
@@ -286,10 +454,11 @@ class DataConfig:
 class RunConfig:
     """One training run: one model, one data order, one token budget.
 
-    `steps` is the whole length; a fork (`parent` set) starts from the parent's checkpoint at `start_step`.
+    `steps` is the whole length; a fork (`parent` set) starts from the parent's checkpoint at `start_step`. `init_content`
+    names the weights that a run (or its trunk) starts from by what they are; none: random ones of the seed.
     """
 
-    name: str
+    name: str = dataclasses.field(metadata=_ASIDE)
     model: ModelConfig
     optim: OptimConfig
     data: DataConfig
@@ -298,34 +467,48 @@ class RunConfig:
     seed: int = 0
     trunk_steps: int = 0  # steps of the largest budget: sets the warm-up
     start_step: int = 0
-    parent: str | None = None
-    keep_steps: tuple[int, ...] = ()
+    # tokens that were asked for, of which a run takes whole batches; 0: passes over the data were
+    asked: int = dataclasses.field(default=0, metadata=_ASIDE)
+    parent: str | None = dataclasses.field(default=None, metadata=_ASIDE)
+    keep_steps: tuple[int, ...] = dataclasses.field(default=(), metadata=_ASIDE)
     accumulation: int = 1
     dtype: str = "float32"
-    # below: where and how it runs; not part of the fingerprint
-    arm: str = ""  # of a study that compares corpora or recipes; what it is shows in the fields above
-    strategy: str = "dp"
-    context_parallel: int = 1  # devices that share a sequence (fsdp_cp)
-    tensor_parallel: int = 1  # devices that share a layer's heads and mlp (fsdp_tp)
-    slices: int = 0  # groups of devices joined by slow links (multislice); 0: what the devices say of themselves
-    attention: str = "auto"
-    remat: str = "none"
-    unroll: bool = True
-    log_every: int = 20
-    eval_points: int = 4
-    checkpoint_every: int = 0
-    keep_latest: int = 2
-    keep_every: int = 0
-    batch_timeout: float = 600.0  # seconds
-    tensorboard: bool = False
-    profile: tuple[int, int] | None = None
+    init_content: str = dataclasses.field(default="", metadata={"since": ""})
+    preference: PreferenceConfig | None = dataclasses.field(default=None, metadata={"since": None})  # for data of pairs
+    # frozen weights with adapters that are trained; None: all weights are trained
+    lora: LoraConfig | None = dataclasses.field(default=None, metadata={"since": None})
+    # of frozen weights; None: bfloat16 on accelerators, float32 on CPUs
+    base_dtype: str | None = dataclasses.field(default=None, metadata={"since": None})
+    # of the loss, where it is not the one that the data set names: "token" or "domain"
+    weighting: str = dataclasses.field(default="", metadata={"since": ""})
+    # where those weights lay
+    init: str = dataclasses.field(default="", metadata=_ASIDE)
+    # of a study that compares corpora or recipes; what it is shows in the fields above
+    arm: str = dataclasses.field(default="", metadata=_ASIDE)
+    strategy: str = dataclasses.field(default="dp", metadata=_ASIDE)
+    # devices that share a sequence (fsdp_cp)
+    context_parallel: int = dataclasses.field(default=1, metadata=_ASIDE)
+    # devices that share a layer's heads and mlp (fsdp_tp)
+    tensor_parallel: int = dataclasses.field(default=1, metadata=_ASIDE)
+    # groups of devices joined by slow links (multislice); 0: what the devices say of themselves
+    slices: int = dataclasses.field(default=0, metadata=_ASIDE)
+    attention: str = dataclasses.field(default="auto", metadata=_ASIDE)
+    remat: str = dataclasses.field(default="none", metadata=_ASIDE)
+    unroll: bool = dataclasses.field(default=True, metadata=_ASIDE)
+    log_every: int = dataclasses.field(default=20, metadata=_ASIDE)
+    eval_points: int = dataclasses.field(default=4, metadata=_ASIDE)
+    checkpoint_every: int = dataclasses.field(default=0, metadata=_ASIDE)
+    keep_latest: int = dataclasses.field(default=2, metadata=_ASIDE)
+    batch_timeout: float = dataclasses.field(default=600.0, metadata=_ASIDE)  # seconds
+    tensorboard: bool = dataclasses.field(default=False, metadata=_ASIDE)
+    profile: tuple[int, int] | None = dataclasses.field(default=None, metadata=_ASIDE)
 
     def __post_init__(self) -> None:
+        check_run(self)
         _require(self.steps > 0, f"steps={self.steps}: the token budget is smaller than one batch; raise the budget")
-        _require(self.dtype in ("float32", "bfloat16"), f"train.dtype={self.dtype!r}; valid: float32, bfloat16")
         _require(
-            self.accumulation > 0 and self.batch_windows % self.accumulation == 0,
-            f"train.accumulation={self.accumulation} does not divide the batch of {self.batch_windows} windows",
+            self.batch_windows % self.accumulation == 0,
+            f"train.accumulation={self.accumulation} does not divide the batch of {self.batch_windows} sequences",
         )
 
     @property
@@ -334,37 +517,71 @@ class RunConfig:
 
     @property
     def budget(self) -> int:
-        """Tokens the run ends with."""
+        """Tokens the run ends with: the whole batches of what was asked for."""
         return self.steps * self.tokens_per_step
 
 
-_NOT_SCIENCE = {
-    "arm", "strategy", "context_parallel", "tensor_parallel", "slices", "attention", "remat", "unroll", "log_every",
-    "eval_points", "checkpoint_every", "keep_latest", "keep_every", "batch_timeout", "tensorboard", "profile", "folder",
-    "keep_steps", "name", "parent",
-}  # fmt: skip
-
-
 def science(run: RunConfig) -> dict[str, Any]:
-    """The part of a run that changes its numbers, as plain JSON types."""
-    tree = json.loads(json.dumps(dataclasses.asdict(run)))
+    """The part of a run that changes its numbers, as plain JSON types.
 
-    def strip(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: strip(v) for k, v in node.items() if k not in _NOT_SCIENCE}
-        return node
+    What a field says of itself decides: `science: False` leaves it out, and `since: DEFAULT` where it has that value.
+    """
 
-    stripped = strip(tree)
-    stripped["model"].pop("name", None)
-    for later, default in (("attention_multiplier", 1.0), ("experts", None)):
-        if stripped["model"][later] == default:  # fields that came later leave the fingerprints of older runs alone
-            del stripped["model"][later]
-    pattern = stripped["model"]["blocksparse"]
-    if pattern and pattern["per_document"]:
-        del pattern["per_document"]
-    return stripped
+    def part(config: Any) -> dict[str, Any]:
+        tree = {}
+        for field in dataclasses.fields(config):
+            value, about = getattr(config, field.name), field.metadata
+            since = about["since"](config) if callable(about.get("since")) else about.get("since", dataclasses.MISSING)
+            if about.get("science", True) and since != value:
+                tree[field.name] = part(value) if dataclasses.is_dataclass(value) else value
+        return tree
+
+    import json  # here and below: the help of a command, which needs the names of this file, does without
+
+    plain: dict[str, Any] = json.loads(json.dumps(part(run)))
+    return plain
 
 
 def fingerprint(run: RunConfig) -> str:
     """Twelve hex digits that are equal exactly when two runs are the same experiment."""
+    import hashlib
+    import json
+
     return hashlib.sha256(json.dumps(science(run), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_diff(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two nested JSON values, as lines `model.d_model: 48 -> 64`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(set(old) | set(new))
+        gone = "(absent)"
+        parts = (config_diff(old.get(k, gone), new.get(k, gone), f"{path}.{k}" if path else str(k)) for k in keys)
+        return [line for part in parts for line in part]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and list(old) == list(new):
+        return []
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def shown_changes(changes: Sequence[str]) -> str:
+    """Lines of `config_diff` in one, the first eight of many."""
+    return "; ".join(changes[:8]) + (f" and {len(changes) - 8} more" if len(changes) > 8 else "")
+
+
+def decay_start(steps: int, decay: float) -> int:
+    """First step of the final decay of a WSD run; forks leave the trunk here."""
+    return steps - max(1, round(decay * steps))
+
+
+def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `dataclasses.asdict` after JSON; keys that are no field, as a run's config.json has, are left out."""
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    fields = {k: v for k, v in tree.items() if k in known} | {
+        "model": model_from_dict(tree["model"]),
+        "optim": OptimConfig(**tree["optim"]),
+        "data": DataConfig(**tree["data"]),
+        "keep_steps": tuple(tree["keep_steps"]),
+        "profile": tuple(tree["profile"]) if tree["profile"] else None,
+        "preference": PreferenceConfig(**tree["preference"]) if tree.get("preference") else None,
+        "lora": lora_from_dict(tree["lora"]) if tree.get("lora") else None,
+    }
+    return RunConfig(**fields)

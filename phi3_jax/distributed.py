@@ -22,8 +22,10 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state  # the client has no public name; orbax takes it from here too
 
-from phi3_jax.cluster import HEARTBEAT_SECONDS, STOPPED, Cluster, start_seconds
-from phi3_jax.errors import UserError
+from phi3_jax import entry
+from phi3_jax.cluster import HEARTBEAT_SECONDS, Cluster, start_seconds
+from phi3_jax.configs import config_diff, shown_changes
+from phi3_jax.errors import STOPPED, Stopped, UserError
 
 FOREVER_MS = 7 * 24 * 3600 * 1000  # a dead peer ends the wait, not the clock
 GRACE_SECONDS = 2  # for a process to say by itself what it heard from another
@@ -56,10 +58,15 @@ def several() -> bool:
     return _started
 
 
+def _client() -> Any:
+    """Of the coordination service; None before `start`."""
+    return global_state.client
+
+
 def barrier(name: str) -> None:
     """Returns when every process has come to the barrier `name`, which may be used again."""
     if _started:
-        global_state.client.wait_at_barrier(f"phi3_jax/{name}", FOREVER_MS)
+        _client().wait_at_barrier(f"phi3_jax/{name}", FOREVER_MS)
 
 
 def from_first(make: Callable[[], Any]) -> Any:
@@ -68,8 +75,8 @@ def from_first(make: Callable[[], Any]) -> Any:
         return make()
     key = f"phi3_jax/value/{next(_numbers)}"
     if is_first():
-        global_state.client.key_value_set(key, json.dumps(make()))
-    return json.loads(global_state.client.blocking_key_value_get(key, FOREVER_MS))
+        _client().key_value_set(key, json.dumps(make()))
+    return json.loads(_client().blocking_key_value_get(key, FOREVER_MS))
 
 
 def on_first(do: Callable[[], Any]) -> None:
@@ -83,25 +90,22 @@ def any_process(flag: bool) -> bool:
         return flag
     key = f"phi3_jax/flag/{next(_numbers)}"
     if flag:
-        global_state.client.key_value_set(f"{key}/{global_state.process_id}", "")
+        _client().key_value_set(f"{key}/{global_state.process_id}", "")
     barrier("flag")
-    return bool(global_state.client.key_value_dir_get(f"{key}/"))
+    return bool(_client().key_value_dir_get(f"{key}/"))
 
 
 def agree(what: str, value: Any) -> None:
     """Raises the same UserError on every process where `value`, a JSON value, is not one and the same, with the diff."""
     if not _started:
         return
-    from phi3_jax.training.loop import config_diff  # which imports this file
-
     mine = json.loads(json.dumps(value, default=list))
     changes = config_diff(from_first(lambda: mine), mine)
     key = f"phi3_jax/differs/{next(_numbers)}"
     if changes:
-        more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
-        global_state.client.key_value_set(f"{key}/{global_state.process_id:06}", "; ".join(changes[:8]) + more)
+        _client().key_value_set(f"{key}/{global_state.process_id:06}", shown_changes(changes))
     barrier("agree")
-    found = sorted(global_state.client.key_value_dir_get(f"{key}/"))
+    found = sorted(_client().key_value_dir_get(f"{key}/"))
     if found:
         parts = [f"process 0 -> process {int(name.rpartition('/')[2])}: {text}" for name, text in found[:3]]
         more = f"; and {len(found) - 3} more processes" if len(found) > 3 else ""
@@ -124,27 +128,31 @@ def leave(status: int) -> None:
 
 
 def fail(error: BaseException) -> int:
-    """Prints an error, lets the other processes know, and returns the exit status: 2 for a user's error, else 1.
+    """Prints an error and lets the other processes know; the exit status: 2 for a user's, `STOPPED` for a signal, else 1.
 
     Raises:
-      BaseException: `error` itself, where it is not a user's and there are no other processes.
+      BaseException: `error` itself, where there are no other processes.
     """
     global _failing
-    user = isinstance(error, UserError)
-    if not user and not _started:
+    if not _started:
         raise error
-    if _started and _PEER.search(str(error.__cause__ if user else error)):
+    reason = entry.explain(error)
+    signalled = isinstance(error, (Stopped, KeyboardInterrupt))
+    status = STOPPED if signalled else 1 if reason is None else 2
+    if signalled:
+        reason = "stopped by a signal; the same command goes on from here"
+    if _PEER.search(str(error.__cause__ if isinstance(error, UserError) else error)):
         # A peer died under a collective. jax finds out which, and ends this process: `cluster.explain`.
         time.sleep(HEARTBEAT_SECONDS + 30)
     _failing = True
-    print(f"error: {error}" if user else "".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
-    if _started:
-        text = f"process {global_state.process_id} stopped: {error if user else f'{type(error).__name__}: {error}'}"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
-            global_state.client.key_value_set("phi3_jax/alarm", json.dumps([" ".join(text.split()), user]))
-        if is_first():
-            time.sleep(2 * GRACE_SECONDS)  # the store ends with this process
-    return 2 if user else 1
+    line = "".join(traceback.format_exception(error)) if reason is None else f"error: {reason}"
+    print(line.removeprefix("error: ") if signalled else line, file=sys.stderr, flush=True)
+    text = f"process {global_state.process_id} stopped: {reason or f'{type(error).__name__}: {error}'}"
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+        _client().key_value_set("phi3_jax/alarm", json.dumps([" ".join(text.split()), status]))
+    if is_first():
+        time.sleep(2 * GRACE_SECONDS)  # the store ends with this process
+    return status
 
 
 _PEER = re.compile("Gloo|NCCL|coordination|[Bb]arrier|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED")
@@ -153,10 +161,10 @@ _PEER = re.compile("Gloo|NCCL|coordination|[Bb]arrier|UNAVAILABLE|ABORTED|DEADLI
 def _listen() -> None:
     """Waits for another process to fail, and ends this one."""
     try:
-        text, user = json.loads(global_state.client.blocking_key_value_get("phi3_jax/alarm", FOREVER_MS))
+        text, status = json.loads(_client().blocking_key_value_get("phi3_jax/alarm", FOREVER_MS))
     except jax.errors.JaxRuntimeError:
         return  # the end of the job
     time.sleep(GRACE_SECONDS)
     if not _failing:
         print(f"error: {text}", file=sys.stderr, flush=True)
-        os._exit(2 if user else 1)
+        os._exit(status)

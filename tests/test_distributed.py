@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from phi3_jax import distributed, launcher
-from phi3_jax.errors import UserError
+from phi3_jax import distributed
+from phi3_jax.errors import Stopped, UserError
+from phi3_jax.study import launch
 
 
 def test_alone_the_answers_are_ones_own() -> None:
@@ -20,19 +21,18 @@ def test_alone_the_answers_are_ones_own() -> None:
     assert done == [1]
 
 
-def test_alone_an_error_is_a_line_and_a_bug_a_traceback(capsys: pytest.CaptureFixture) -> None:
-    assert distributed.fail(UserError("x=3 is too much; use 2")) == 2
-    assert capsys.readouterr().err == "error: x=3 is too much; use 2\n"
-    with pytest.raises(KeyError):
-        distributed.fail(KeyError("x"))
+def test_alone_an_error_is_left_to_the_top_of_the_command() -> None:
+    for error in (UserError("x=3 is too much; use 2"), KeyError("x"), Stopped()):
+        with pytest.raises(type(error)):
+            distributed.fail(error)
 
 
 def test_a_host_that_sees_another_folder_is_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.distributed, "from_first", lambda make: {"fingerprint": "that of process 0"})
+    monkeypatch.setattr(launch.distributed, "from_first", lambda make: {"fingerprint": "that of process 0"})
     with pytest.raises(UserError, match="does not see .*; choose a --workdir on a file system that all hosts share"):
-        launcher._export({}, tmp_path)
+        launch._export({}, tmp_path)
     (tmp_path / "manifest.json").write_text('{"fingerprint": "of a data set of its own"}')
     with pytest.raises(UserError, match="does not see"):
-        launcher._export({}, tmp_path)
+        launch._export({}, tmp_path)
     (tmp_path / "manifest.json").write_text('{"fingerprint": "that of process 0"}')
-    assert launcher._export({}, tmp_path) == {"fingerprint": "that of process 0"}
+    assert launch._export({}, tmp_path) == {"fingerprint": "that of process 0"}

@@ -7,12 +7,13 @@ import itertools
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from phi3_jax import UserError, family
-from phi3_jax.configs import DataConfig, OptimConfig, RunConfig, fingerprint, science
-from phi3_jax.models.spec import count_params
-from phi3_jax.scaling.flops import train_flops_per_token
+from phi3_jax.configs import LAYOUTS, DataConfig, OptimConfig, RunConfig, fingerprint, model_from_dict, science
+from phi3_jax.models.flops import train_flops_per_token
+from phi3_jax.models.spec import count_params, init_params, named, named_specs, named_tree
 
 PUBLISHED = {"mini": 3_821_079_552, "small": 7_392_272_384, "medium": 13_960_238_080}
 
@@ -27,7 +28,7 @@ def test_published_parameter_counts(member: str) -> None:
 @pytest.mark.parametrize("scale,ladder", itertools.product(family.SCALES, ("clean", "family")))
 def test_proxies_keep_the_ratio_of_non_embedding_parameters(scale: str, ladder: str) -> None:
     sizes = [family.proxy(m, scale, ladder).matrix_params for m in family.MEMBERS]
-    base = {"pico": 110_592, "nano": 442_368, "micro": 3_538_944}[scale]
+    base = {"femto": 27_648, "pico": 110_592, "nano": 442_368, "micro": 3_538_944}[scale]
     assert sizes[0] == base
     # 1 : 1.93 : 3.76 exactly: 52/27 and 5,200/1,382.4 of mini.
     assert sizes[1] * 27 == sizes[0] * 52
@@ -80,8 +81,8 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
     mini = family.published("mini")
     with pytest.raises(UserError, match="kv_heads=5 does not divide heads=32; use a divisor: 1, 2, 4"):
         dataclasses.replace(mini, kv_heads=5)
-    with pytest.raises(UserError, match="not embed=3000"):
-        dataclasses.replace(mini, embed=3000)
+    with pytest.raises(UserError, match="embed=0 must be a positive integer"):
+        dataclasses.replace(mini, embed=0)
 
 
 def _run(**changes: object) -> RunConfig:
@@ -102,7 +103,83 @@ def test_fingerprint_is_the_science_only() -> None:
     assert "seed" in science(_run())
 
 
+def test_names_of_the_science_are_left_in_wherever_they_lie() -> None:
+    """`name` of a run, of its model and `folder` of its data are no science; an optimiser's name is."""
+    run = _run(optim=OptimConfig(name="muon"))
+    tree = science(run)
+    assert fingerprint(run) != fingerprint(_run()) and tree["optim"]["name"] == "muon"
+    assert "name" not in tree and "name" not in tree["model"] and "folder" not in tree["data"]
+    assert "name" not in science(_run())["optim"], "runs older than the field keep their fingerprints"
+
+    @dataclasses.dataclass(frozen=True)
+    class Profiled(DataConfig):
+        remat: str = "none"
+        strategy: str = dataclasses.field(default="dp", metadata={"science": False})
+
+    nested = science(_run(data=Profiled("facts", "x", "f", 24, 320, "full", "fsdp"), remat="dots"))
+    assert nested["data"]["remat"] == "full" and "strategy" not in nested["data"] and "remat" not in nested
+
+
+# Of the four runs below, as commit 7f9c9e5 gives them.
+FINGERPRINTS = ["bbb0c38b77bd", "82d2b524e931", "367c6089347f", "7e66ee509bea"]
+
+
+def test_older_runs_keep_their_fingerprints() -> None:
+    moe = dataclasses.replace(_run(), model=family.published("moe"))
+    sparse = dataclasses.replace(_run(), model=family.trained(family.published("small")))
+    found = [fingerprint(_run()), fingerprint(_run(model=family.proxy("small", "pico", "family"))), fingerprint(moe)]
+    assert [*found, fingerprint(sparse)] == FINGERPRINTS
+
+
 def test_import_is_light() -> None:
     code = "import sys, phi3_jax; print([m for m in ('tensorflow', 'jax', 'seqio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------ layouts and names
+
+
+def test_a_layout_is_named_and_none_is_guessed() -> None:
+    layouts = {member: family.published(member).layout for member in family.RELEASED}
+    assert layouts == {"mini": "phi3", "small": "phi3small", "medium": "phi3", "moe": "phimoe"}
+    assert family.proxy("small", "pico", "family").layout == "phi3small" and family.proxy("small").layout == "phi3"
+    for wrong, said in (
+        (dict(layout="phi3smal"), "did you mean 'phi3small'"),
+        (dict(layout="phi3small"), "gegelu is phi3small's"),
+        (dict(layout="phimoe"), "needs experts"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dataclasses.replace(family.published("mini"), **wrong)
+    assert set(layouts.values()) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("member", family.RELEASED)
+def test_configs_from_before_layouts_were_named_load_and_keep_their_fingerprints(member: str) -> None:
+    model = family.published(member, family.CONTEXTS[member][-1])
+    old = dataclasses.asdict(model)
+    del old["layout"]
+    assert model_from_dict(old) == model
+    run = RunConfig("a", model, OptimConfig(), DataConfig("facts", "x", "f", 24, 320), 44, 100)
+    assert "layout" not in science(run)["model"]
+
+
+def test_a_member_is_told_by_its_whole_shape() -> None:
+    for member in family.RELEASED:
+        for context in family.CONTEXTS[member]:
+            model = family.published(member, context)
+            assert family.member_of(dataclasses.replace(model, name="x", member="", vocab=model.vocab + 64)) == member
+            assert family.member_of(dataclasses.replace(model, mlp=model.mlp + 2)) == ""
+
+
+@pytest.mark.parametrize("member", family.RELEASED)
+def test_one_walk_names_and_counts_every_parameter(member: str) -> None:
+    model = family.published(member)
+    specs = named_specs(model)
+    assert {"embedding", "blocks.qkv.weight", "final_norm.scale"} <= set(specs) and list(specs) == sorted(specs)
+    assert count_params(model) == sum(count_params(model, role) for role in {s.role for s in specs.values()})
+    assert count_params(model, "hidden") == model.matrix_params
+    small = family.proxy("mini")
+    params = init_params(small, 0)
+    assert {name: x.shape for name, x in named(params).items()} == {n: s.shape for n, s in named_specs(small).items()}
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, named_tree(small, named(params)), params))

@@ -1,16 +1,20 @@
 """Chat templates of the family, as token ids.
 
-The turns are those of the released `tokenizer_config.json` files (phi-3-small's: of its tokenizer's code).
+The turns are those of the released `tokenizer_config.json` files (phi-3-small's: of its tokenizer's code). Which template a
+checkpoint has, `interop.templates` finds out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
 
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError, nearest
 
-# Members with a template, and the roles it has a turn for.
+# The templates, called by the first released model that has each, and the roles it has a turn for.
 ROLES = {
     "mini": ("system", "user", "assistant"),
     "small": ("system", "user", "assistant"),
@@ -18,6 +22,7 @@ ROLES = {
     "moe": ("system", "user", "assistant"),
 }
 END = "<|endoftext|>"
+TURNS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", END)  # the control tokens of all templates
 # What a token with `rstrip` swallows: Unicode's White_Space (Python's own strip takes four control characters more).
 _BLANK = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
@@ -25,7 +30,7 @@ _BLANK = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map
 def chat_ids(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, str]],
-    member: str,
+    template: str,
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """Token ids of a conversation.
@@ -39,53 +44,104 @@ def chat_ids(
     `rstrip` flags say: none in the tokenizer files of mini's June 2024 update, two for a newline in its first release's.
 
     Args:
-      tokenizer: the member's own.
+      tokenizer: the model's own.
       messages: each {"role": "system" | "user" | "assistant", "content": text}.
-      member: "mini", "small", "medium" or "moe".
+      template: "mini", "small", "medium" or "moe".
       add_generation_prompt: end with the assistant's header, for the model to go on.
 
     Raises:
-      UserError: unknown member or role; a system message to medium, whose template would drop it; a tokenizer without the
+      UserError: unknown template or role; a system message to medium, whose template would drop it; a tokenizer without the
         template's tokens.
     """
-    if member not in ROLES:
-        raise UserError(f"no chat template called {member!r}{nearest(member, ROLES)}")
+    return [int(i) for i in _masked(tokenizer, messages, template, (), add_generation_prompt)[0]]
+
+
+def masked_ids(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], template: str, bears: Collection[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (n,) int32 of a whole conversation, and (n,) bool: which are targets of training on it.
+
+    Targets are the text of the messages numbered in `bears` and the `<|end|>` after each (with what the tokenizer makes of
+    the newline after that), and the closing `<|endoftext|>` where the last message is one of them. Headers are none.
+    Arguments and errors otherwise as in `chat_ids`.
+    """
+    return _masked(tokenizer, messages, template, bears, False)
+
+
+def common(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """How many tokens two sequences begin with in common."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(differ[0]) if differ.size else n
+
+
+@dataclasses.dataclass
+class _Turn:
+    """A control token and the text after it: `lead` of the template, then `content`; whether each bears loss."""
+
+    control: str | None
+    lead: str = ""
+    content: str = ""
+    control_bears: bool = False
+    content_bears: bool = False
+
+
+def _turns(
+    messages: Sequence[Mapping[str, str]], template: str, bears: Collection[int], add_generation_prompt: bool
+) -> list[_Turn]:
+    turns = [_Turn(END)] if template == "small" else []
     for number, message in enumerate(messages):
-        _check(message, number, member)
-    # Each control token with the text after it; the text before the first has None.
-    turns: list[tuple[str | None, str]] = [(END if member == "small" else None, "")]
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if member == "moe" and role == "system" and not content:
+        role, content, loss = message["role"], message["content"], number in bears
+        if template == "moe" and role == "system" and not content:
             continue
-        if member == "medium" and role == "assistant":  # its header came with the user's turn
-            turns[-1] = (turns[-1][0], turns[-1][1] + content)
-        else:
-            turns.append((f"<|{role}|>", "\n" + content))
-        turns.append(("<|end|>", "\n"))
-        if member == "medium" and role == "user":
-            turns.append(("<|assistant|>", "\n"))
-    if member != "medium":
-        turns.append(("<|assistant|>", "\n") if add_generation_prompt else (END, ""))
-    return _ids(tokenizer, turns, member)
+        if template != "medium" or role == "user":
+            turns.append(_Turn(f"<|{role}|>", "\n"))
+        elif not turns:  # an answer without a question has no header
+            turns.append(_Turn(None))
+        turns[-1].content += content
+        turns[-1].content_bears |= loss
+        turns.append(_Turn("<|end|>", "\n", control_bears=loss))
+        if template == "medium" and role == "user":
+            turns.append(_Turn("<|assistant|>", "\n"))
+    if template != "medium":
+        closes = bool(messages) and len(messages) - 1 in bears
+        turns.append(_Turn("<|assistant|>", "\n") if add_generation_prompt else _Turn(END, control_bears=closes))
+    return turns
 
 
-def _check(message: Mapping[str, str], number: int, member: str) -> None:
+def _masked(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, str]],
+    template: str,
+    bears: Collection[int],
+    add_generation_prompt: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    if template not in ROLES:
+        raise UserError(f"no chat template called {template!r}{nearest(template, ROLES)}")
+    for number, message in enumerate(messages):
+        _check(message, number, template)
+    ids: list[int] = []
+    answer: list[bool] = []
+    for turn in _turns(messages, template, bears, add_generation_prompt):
+        lead, content = turn.lead, turn.content
+        if turn.control is not None:
+            if turn.control not in tokenizer.special_tokens:
+                raise UserError(f"this {tokenizer.kind} tokenizer has no {turn.control}; take phi-3-{template}'s own")
+            ids.append(tokenizer.special_tokens[turn.control])
+            answer.append(turn.control_bears)
+            if turn.control in tokenizer.stripping:
+                lead, content = "", (lead + content).lstrip(_BLANK)
+        text = tokenizer.encode(lead + content) if lead + content else []
+        header = common(tokenizer.encode(lead), text) if lead and content else len(text) if lead else 0
+        ids += text
+        answer += [turn.control_bears] * header + [turn.content_bears] * (len(text) - header)
+    return np.array(ids, np.int32), np.array(answer, bool)
+
+
+def _check(message: Mapping[str, str], number: int, template: str) -> None:
     if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
         raise UserError(f"message {number} is {message!r:.80}; give a mapping with the strings role and content")
-    if message["role"] not in ROLES[member]:
+    if message["role"] not in ROLES[template]:
         raise UserError(
-            f"message {number} has the role {message['role']!r}; phi-3-{member}'s template has {', '.join(ROLES[member])}"
+            f"message {number} has the role {message['role']!r}; the template {template} has {', '.join(ROLES[template])}"
         )
-
-
-def _ids(tokenizer: Tokenizer, turns: Sequence[tuple[str | None, str]], member: str) -> list[int]:
-    ids: list[int] = []
-    for control, text in turns:
-        if control is not None:
-            if control not in tokenizer.special_tokens:
-                raise UserError(f"this {tokenizer.kind} tokenizer has no {control}; take phi-3-{member}'s own")
-            ids.append(tokenizer.special_tokens[control])
-            text = text.lstrip(_BLANK) if control in tokenizer.stripping else text
-        ids += tokenizer.encode(text) if text else []
-    return ids

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -38,6 +38,7 @@ MAX_WEIGHT_SUM = (
     100_000  # smallest whole-number weights must not sum to more, so that their pattern repeats soon enough
 )
 READER_OPTIONS = "readahead_buffer_size:0"
+ORDER = 1  # version of the order of records: `permute`, its keys in `_make_plan`, `interleave`; pinned by a test
 
 Batch = dict[str, np.ndarray]
 
@@ -233,7 +234,7 @@ class Dataset:
 
     @property
     def window(self) -> int:
-        """T, tokens a window."""
+        """T, tokens per window."""
         return self.manifest["window"]
 
     @property
@@ -262,34 +263,20 @@ class Dataset:
         return self._cache[key]
 
 
-def open_dataset(
-    folder: str | Path, verify: str = "records", *, tokenizer: str | None = None, vocab: int | None = None
-) -> Dataset:
+def open_dataset(folder: str | Path, verify: str = "records") -> Dataset:
     """Open a data set folder and check that it is whole.
 
     Args:
       verify: "records" checks sizes and counts now and each record's crc32 when it is read; "sha256" also
-        hashes every shard now. tokenizer: fingerprint that the manifest must carry, where the run depends
-        on one. vocab: the model's vocabulary; ids beyond it are an error here rather than in the embedding.
+        hashes every shard now.
 
     Raises:
-      UserError: missing, empty, damaged or mismatched data; names the file.
+      UserError: missing, empty or damaged data; names the file.
     """
     folder = Path(folder)
     if verify not in ("records", "sha256"):
         raise UserError(f"verify={verify!r} is unknown; use 'records' or 'sha256'")
     manifest = manifests.read(folder)
-    if vocab is not None and manifest["vocab"] > vocab:
-        raise UserError(
-            f"data set {folder} holds token ids up to {manifest['vocab'] - 1}, the model's vocabulary has "
-            f"{vocab}; use a vocabulary of at least {manifest['vocab']} or data of another tokenizer"
-        )
-    found = (manifest["tokenizer"] or {}).get("fingerprint")
-    if tokenizer is not None and found != tokenizer:
-        raise UserError(
-            f"data set {folder} was made with tokenizer {str(found)[:12]}, not {tokenizer[:12]}; "
-            "use that tokenizer or export again"
-        )
     for part in [*manifest["sources"], *manifest["evals"]]:
         for shard in part["shards"]:
             _check_shard(folder, shard, verify)
@@ -333,6 +320,11 @@ class _BatchSource:
             number[mine] = np.where(epoch > 0, -1, record) if entry["fresh"] else record
         return source.reshape(PLAN_STEPS, -1), number.reshape(PLAN_STEPS, -1)
 
+    def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, record) of the rows of the whole batch of a step."""
+        sources, records = self._plan(step // PLAN_STEPS)
+        return sources[step % PLAN_STEPS], records[step % PLAN_STEPS]
+
     def __getitem__(self, step: int) -> np.ndarray:
         step = int(step)
         sources, records = self._plan(step // PLAN_STEPS)
@@ -361,35 +353,32 @@ def train_batches(
     ds: Dataset,
     batch_windows: int,
     seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
     steps: int | None = None,
     rows: np.ndarray | None = None,
 ) -> grain.MapDataset:
-    """Batches by step: `[step]` is {tokens, targets, segments, positions, domains}, int32 (B / count, T).
+    """Batches by step: `[step]` is {tokens, targets, segments, positions, domains}, int32 (rows, T).
 
-    Concatenated over the shards (index, count), batch `step` equals that of one shard, for any count that
-    divides B; `rows` (ascending) instead of `shard` chooses any rows of the global batch. Sources shorter than needed
-    start a new, differently shuffled epoch. `.to_iter_dataset()` adds prefetching.
+    `rows` (ascending) chooses rows of the global batch; None: all. Sources shorter than needed start a new, differently
+    shuffled epoch. `.to_iter_dataset()` adds prefetching.
 
     Raises:
-      UserError: B not divisible by the shard count, or, with `steps` at once and otherwise at the step that
-        needs it, a fresh source that would have to repeat.
+      UserError: a batch of no windows, a seed out of range, or, with `steps` at once and otherwise at the step that needs
+        it, a fresh source that would have to repeat.
     """
-    index, count = shard
-    if batch_windows < 1 or not 0 <= index < count:
-        raise UserError(
-            f"batch_windows={batch_windows} and shard={shard} need batch_windows >= 1 and 0 <= index < count"
-        )
-    if batch_windows % count:
-        raise UserError(
-            f"batch of {batch_windows} windows does not divide over {count} hosts; use a multiple of {count}"
-        )
+    if batch_windows < 1:
+        raise UserError(f"batch_windows={batch_windows} must be 1 or more")
     if not 0 <= seed < 1 << 63:
         raise UserError(f"data seed {seed} is outside 0..2^63-1; use a number in it")
     if steps is not None:
         check_fresh(ds, batch_windows, steps)
-    chosen = slice(index * batch_windows // count, (index + 1) * batch_windows // count) if rows is None else rows
+    chosen = slice(None) if rows is None else rows
     return grain.MapDataset.source(_BatchSource(ds, batch_windows, seed, chosen)).map(_to_batch)
+
+
+def records_of(ds: Dataset, batch_windows: int, seed: int) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """By step: (source, record in it) of each window of the global batch, both (B,)."""
+    source = _BatchSource(ds, batch_windows, seed, slice(None))
+    return source.places
 
 
 def eval_batches(
@@ -402,14 +391,26 @@ def eval_batches(
     Raises:
       UserError: no such eval, or damaged data.
     """
-    entry = manifests.find(name, ds.manifest)
+    yield from _in_order(ds, manifests.find(name, ds.manifest), batch_windows, rows)
+
+
+def source_batches(
+    ds: Dataset, number: int, batch_windows: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[Batch, int]]:
+    """As `eval_batches`, over all windows of a source, by its number in the manifest."""
+    yield from _in_order(ds, ds.manifest["sources"][number], batch_windows, rows)
+
+
+def _in_order(
+    ds: Dataset, entry: dict[str, Any], batch_windows: int, rows: np.ndarray | None
+) -> Iterator[tuple[Batch, int]]:
     size = entry["windows"] * record_dtype(ds.window, ds.vocab).itemsize
     rows = np.arange(batch_windows) if rows is None else rows
     source = ds._source(entry, len(rows) == batch_windows and size <= RESIDENT_BYTES)
     for start in range(0, len(source), batch_windows):
         numbers = start + rows
         batch = _to_batch(source.take(numbers[numbers < len(source)]))
-        missing = np.count_nonzero(numbers >= len(source))
+        missing = int(np.count_nonzero(numbers >= len(source)))
         if missing:
             batch = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in batch.items()}
         yield batch, min(batch_windows, len(source) - start)

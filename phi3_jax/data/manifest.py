@@ -3,8 +3,11 @@
     {format, name, kind, vocab, window, dtype, domains: [name, ..], loss, tokenizer, generator, fingerprint,
      sources: [{name, weight, fresh, windows, tokens, targets, max_targets_per_window, bytes, content,
                 shards: [{file, records, size, sha256}]}],
-     evals: [the same, plus meter ("knowledge" | "reasoning" | "text") and extra (.npz of per-item arrays,
-       or null)]}
+     evals: [the same, plus meter (a name in phi3_jax.data.meters.METERS) and extra (.npz of per-item arrays,
+       or null)],
+     inputs: what was read (phi3_jax.data.corpora.inputs), left_out: {reason: {count, files}} of a folder's other files}
+
+A tokenizer that is read from files is kept in the folder `tokenizer`.
 
 `tokens` counts positions that are not padding, `targets` positions with loss, `bytes` the UTF-8 bytes
 behind the targets (null for synthetic data); `content` is the sha256 of the records, independent of
@@ -16,15 +19,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import UserError
+from phi3_jax.records.files import read_json
 
 FORMAT = 1
 NAME = "manifest.json"
-LOSSES = ("token_mean", "domain_mean")
-METERS = ("knowledge", "reasoning", "text")
 _TOP = (
     "name",
     "kind",
@@ -70,10 +73,10 @@ def read(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no data set at {folder}: {NAME} is missing; {again}")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {again}") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+        manifest = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from error
+    found = manifest.get("format")
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}, this version reads format {FORMAT}; {again}")
     missing = [key for key in _TOP if key not in manifest]
@@ -89,6 +92,29 @@ def read(folder: str | Path) -> dict[str, Any]:
     if fingerprint(manifest) != manifest.get("fingerprint"):
         raise UserError(f"{path} was changed after export: its fingerprint does not match its content; {again}")
     return manifest
+
+
+def beside(run: str | Path, data: Mapping[str, Any]) -> Path:
+    """The data set of a run: the one in its study, wherever that lies now, else the folder it was made in.
+
+    Args:
+      run: the run's folder.
+      data: {folder, fingerprint} of the run's config.
+    """
+    made = Path(data["folder"])
+    for place in (made.parts[-1:], made.parts[-2:]):  # STUDY/data, STUDY/data/ARM
+        here = Path(run).absolute().parent.joinpath(*place)
+        try:
+            if read_json(here / NAME).get("fingerprint") == data.get("fingerprint"):
+                return here
+        except UserError:
+            continue
+    return made
+
+
+def weighting(manifest: Mapping[str, Any]) -> str:
+    """How the loss weighs unless a run says otherwise: "domain", or "target", alike for every target of a batch."""
+    return "domain" if manifest.get("loss") == "domain_mean" else "target"
 
 
 def find(part: str, manifest: dict[str, Any]) -> dict[str, Any]:

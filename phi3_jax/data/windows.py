@@ -42,7 +42,7 @@ class Windows:
 
     @property
     def window(self) -> int:
-        """T, tokens a window."""
+        """T, tokens per window."""
         return self.tokens.shape[1]
 
 
@@ -89,7 +89,7 @@ def check_ids(windows: Windows, vocab: int) -> None:
 
 
 def encode(windows: Windows, vocab: int) -> list[bytes]:
-    """One record a window, ready for ArrayRecord.
+    """One record per window, ready for ArrayRecord.
 
     Raises:
       UserError: an id outside the vocabulary, or a segment or domain number above 255.
@@ -107,31 +107,6 @@ def encode(windows: Windows, vocab: int) -> list[bytes]:
     whole = records.tobytes()
     payloads = [whole[i : i + body] for i in range(0, len(whole), size)]
     return [payload + zlib.crc32(payload).to_bytes(4, "little") for payload in payloads]
-
-
-def decode(records: Sequence[bytes], window: int, vocab: int) -> Windows:
-    """Windows of a batch of records, decoded at once (ids int32, segments and domains uint8).
-
-    Raises:
-      UserError: a record of the wrong size, or one whose crc32 does not match; names the record's index in
-        `records` (also as attribute `record` of the error, for callers that know which shard it came from).
-    """
-    dtype = record_dtype(window, vocab)
-    body = dtype.itemsize - 4
-    for index, record in enumerate(records):
-        if len(record) != dtype.itemsize:
-            raise _bad_record(index, f"has {len(record)} bytes, not {dtype.itemsize}")
-        if zlib.crc32(record[:body]) != int.from_bytes(record[body:], "little"):
-            raise _bad_record(index, "fails its checksum")
-    array = np.frombuffer(b"".join(records), dtype)
-    tokens, targets = array["tokens"].astype(np.int32), array["targets"].astype(np.int32)
-    return Windows(tokens, targets, array["segments"], array["domains"])
-
-
-def _bad_record(index: int, problem: str) -> UserError:
-    error = UserError(f"record {index} {problem}; the data is damaged: export it again")
-    error.record = index
-    return error
 
 
 def pack_documents(

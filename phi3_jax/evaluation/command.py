@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,27 +10,24 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from phi3_jax import commands, loading
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import mt_bench, statistics, suites
-from phi3_jax.interop import huggingface, quantized
-from phi3_jax.training import checkpoint, metrics, streaming
+from phi3_jax.evaluation import mt_bench, stock, suites
+from phi3_jax.interop import loading, quantized
+from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
+from phi3_jax.records.rows import add_rows, encoded, plain, read_rows
+from phi3_jax.training.progress import Bar, Bars
 
-FLAGS = {
-    **dict.fromkeys(("model", "suite", "tasks", "scoring", "limit", "data_dir", "batch", "seed"), str),
-    **dict.fromkeys(("judge", "judge_model", "out"), str),
-    **dict.fromkeys(("chat", "allow_code_execution"), bool),
-}
 SCORINGS = ("both", "letter", "harness")
-LM_EVAL = "lm-eval"
+LM_EVAL = stock.NAME
 MT_BENCH = "mt_bench"
+ANOTHER = mt_bench.ANOTHER
 
 Row = dict[str, Any]
+Progress = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +45,14 @@ class Source:
     unfinished: str | None = None
 
 
-def command(arguments: Sequence[str]) -> None:
+def command(flags: Mapping[str, Any]) -> None:
     """The command."""
-    run(_flags(arguments))
-
-
-def _flags(arguments: Sequence[str]) -> dict[str, Any]:
-    flags: dict[str, Any] = {"suite": "phi3_report", "scoring": "both", "batch": "8", "seed": "0"}
-    flags |= commands.parse(arguments, FLAGS, ("model",), "--model runs/phi3-mini --suite phi3_report")
-    for name, least in (("limit", 1), ("batch", 1), ("seed", 0)):
-        if name in flags:
-            if not flags[name].isascii() or not flags[name].isdigit() or int(flags[name]) < least:
-                raise UserError(f"--{name} {flags[name]} must be an integer, {least} or more")
-            flags[name] = int(flags[name])
-    if flags["scoring"] not in SCORINGS:
-        raise UserError(f"unknown scoring {flags['scoring']!r}{nearest(flags['scoring'], SCORINGS)}")
-    if ("judge" in flags) != ("judge_model" in flags):
-        lost = "judge_model" if "judge" in flags else "judge"
+    if (flags["judge"] is None) != (flags["judge_model"] is None):
+        lost = "judge_model" if flags["judge"] else "judge"
         raise UserError(f"--{lost} missing; a judge is a server and one of its models: --judge URL --judge_model NAME")
-    if "data_dir" in flags and not Path(flags["data_dir"]).is_dir():
+    if flags["data_dir"] and not Path(flags["data_dir"]).is_dir():
         raise UserError(f"--data_dir {flags['data_dir']} is no folder; give one that holds <benchmark>/test.jsonl")
-    return flags
+    run(flags)
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -75,16 +60,17 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
 
 def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
-    judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if "judge" in flags else None
+    judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
     if judge is not None and not questions:
         raise UserError("--judge rates MT-Bench only; add --tasks mt_bench (and --data_dir), or leave it out")
-    source = locate(flags["model"])
-    out = Path(flags.get("out", source.out))
+    source = locate(flags["model"], flags["adapter"])
+    out = Path(flags["out"] or source.out)
     if source.unfinished and out.resolve() == source.out.resolve():
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
     _quiet()
+    stock.offline_at_once(flags["data_dir"] is not None)
     from phi3_jax.evaluation import harness  # says how to install lm-eval where it is not
 
     suite, tasks = _build(flags, names) if names != [] else (None, {})
@@ -92,17 +78,21 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
     from phi3_jax.inference.engine import Engine
 
-    engine = Engine(loading.load(source.path), batch=flags["batch"])
-    lm = harness.HarnessLM(engine, flags["batch"], _progress, flags["seed"])
-    base = {**source.axes, "model": source.name, "chat": bool(flags.get("chat")), "limit": flags.get("limit")}
-    if flags.get("chat"):
+    engine = Engine(loading.load(source.path, adapter=flags["adapter"]), batch=flags["batch"])
+    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"])
+    base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"]}
+    base["scorer"] = scorer.VERSION
+    if flags["chat"]:
         lm.apply_chat_template([{"role": "user", "content": "x"}])  # raises where the tokenizer has no control tokens
+        print(f"note: chat template {engine.template.name}, {engine.template.why}", file=sys.stderr)
     _writable(out)
     rows: list[Row] = []
-    if tasks:
-        rows += _harness(lm, suite, tasks, flags, base, out)
-    if questions:
-        rows += _mt_bench(engine, questions, judge, flags, base, source, out)
+    with _progress() as progress:
+        if tasks:
+            lm.progress = progress
+            rows += _harness(lm, suite, tasks, flags, base, out)
+        if questions:
+            rows += _mt_bench(engine, questions, judge, flags, base, source, out, progress)
     for what, count in lm.cut.items():
         if count:
             print(f"note: {count} {what} (context {engine.config.context})", file=sys.stderr)
@@ -113,7 +103,7 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
 
 def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
     """Benchmarks of the suite that were asked for (None: all), and whether MT-Bench was, or came with all."""
-    suite, tasks = flags["suite"], flags.get("tasks")
+    suite, tasks = flags["suite"], flags["tasks"]
     if suite.startswith(f"{LM_EVAL}:"):
         if tasks:
             raise UserError(f"--tasks {tasks}: {LM_EVAL} tasks are named in --suite {LM_EVAL}:TASK,TASK")
@@ -121,7 +111,7 @@ def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
     if suite not in suites.SUITES:
         raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, f'{LM_EVAL}:TASK'])}")
     if tasks is None:
-        return None, "data_dir" in flags and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
+        return None, flags["data_dir"] is not None and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
     names, valid = _split(tasks, f"--tasks {tasks}"), [*suites.load(suite).BENCHMARKS, MT_BENCH]
     for name in names:
         if name not in valid:
@@ -137,10 +127,10 @@ def _split(text: str, where: str) -> list[str]:
 
 
 def _questions(flags: Mapping[str, Any]) -> list[Row]:
-    if "data_dir" not in flags:
+    if not flags["data_dir"]:
         raise UserError("mt_bench needs --data_dir, a folder with mt_bench/test.jsonl (FastChat's 80 questions)")
     found = mt_bench.questions(flags["data_dir"])
-    if "judge" in flags:
+    if flags["judge"]:
         mt_bench.judge_prompts(flags["data_dir"])
     return found
 
@@ -148,17 +138,17 @@ def _questions(flags: Mapping[str, Any]) -> list[Row]:
 def _build(flags: Mapping[str, Any], names: Sequence[str] | None) -> tuple[Any, Mapping[str, Any]]:
     """(suite, its tasks)."""
     if flags["suite"].startswith(f"{LM_EVAL}:"):
-        return _stock(names or ())
-    suite, data = suites.load(flags["suite"]), flags.get("data_dir")
-    tasks = suite.build(names, flags["scoring"], data and Path(data), bool(flags.get("allow_code_execution")))
+        return stock.build(names or (), flags["data_dir"] and Path(flags["data_dir"]))
+    suite, data = suites.load(flags["suite"]), flags["data_dir"]
+    tasks = suite.build(names, flags["scoring"], data and Path(data), flags["allow_code_execution"])
     return suite, tasks
 
 
 def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Row, out: Path) -> list[Row]:
     from lm_eval.evaluator import evaluate
 
-    options = dict(log_samples=True, bootstrap_iters=0, limit=flags.get("limit"))
-    if flags.get("chat"):
+    options = dict(log_samples=True, bootstrap_iters=0, limit=flags["limit"])
+    if flags["chat"]:
         options |= dict(apply_chat_template=True, fewshot_as_multiturn=True)
     results = evaluate(lm, tasks, **options)
     rows = [base | row for row in suite.summarise(results, tasks)]
@@ -172,10 +162,17 @@ def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Ro
 
 
 def _mt_bench(
-    engine: Any, questions: list[Row], judge: Any, flags: Mapping[str, Any], base: Row, source: Source, out: Path
+    engine: Any,
+    questions: list[Row],
+    judge: Any,
+    flags: Mapping[str, Any],
+    base: Row,
+    source: Source,
+    out: Path,
+    progress: Progress,
 ) -> list[Row]:
-    asked, folder = questions[: flags.get("limit")], flags["data_dir"]
-    replies = mt_bench.answer(engine, asked, out, source.identity, seed=flags["seed"], progress=_progress)
+    asked, folder = questions[: flags["limit"]], flags["data_dir"]
+    replies = mt_bench.answer(engine, asked, out, source.identity, seed=flags["seed"], progress=progress)
     if cut := sum(r["cut"] for r in replies):
         print(f"note: {cut} MT-Bench prompts were longer than the context and lost their beginning", file=sys.stderr)
     if judge is None:
@@ -185,7 +182,7 @@ def _mt_bench(
         )
         return []
     name = flags["judge_model"]
-    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), judge, name, out, _progress)
+    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), judge, name, out, progress)
     if lost := sum(g["rating"] is None for g in graded):
         print(f"note: {lost} of {len(graded)} judgements by {name} hold no rating and are left out", file=sys.stderr)
     suite = flags["suite"]
@@ -203,46 +200,54 @@ def _quiet() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-def _progress(done: int, total: int, what: str) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r\x1b[2K{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Says on a terminal how far each part of the work is."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    with Bars(sys.stderr) as bars:
+        yield lambda done, total, what: bars.show({what: Bar(done, total, f"{done} of {total}")})
 
 
 # ---------------------------------------------------------------------------------------------------- the model
 
 
-def locate(text: str) -> Source:
-    """What `--model` means.
+def locate(text: str, adapter: str | None = None) -> Source:
+    """What `--model` means, with an adapter beside it what that does: results are the adapter's.
 
     Raises:
       UserError: nothing usable there.
     """
+    if adapter:
+        under, beside = locate(text), locate(adapter)
+        identity = f"{under.identity} {beside.identity}"
+        return dataclasses.replace(beside, path=under.path, name=f"{beside.name} on {under.name}", identity=identity)
     if text.startswith("hf:"):
         folder = Path(text[3:])
         loading.folder_config(folder)
-        files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-        forms = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
+        paths = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        forms = [(p.name, s.st_size, s.st_mtime_ns) for p in paths for s in [p.stat()]]
         name = folder.resolve().name
-        axes = {"step": 0, "tokens": None}
-        return Source(text, text, axes, f"{text} {_digest(forms)}", Path("runs") / "evals" / name)
+        identity = f"{text} {_digest(forms)}"
+        return Source(text, text, {"step": 0, "tokens": None}, identity, Path("runs") / "evals" / name)
     if (Path(text) / quantized.RECORD).exists():
-        record = huggingface.read_json(Path(text) / quantized.RECORD)
+        record = files.read_json(Path(text) / quantized.RECORD)
         name = f"{text} {record.get('format')}"
         return Source(text, name, {"step": 0, "tokens": None}, f"{name} {_digest(record)}", Path(text))
     folder, step = loading.find_run(Path(text))
     found = streaming.Reader(folder / "checkpoints", "params.", step).path
-    step, record = int(found.name), (found / checkpoint.RECORD).read_bytes()
-    written = metrics.read_rows(folder / "metrics.jsonl")
-    axes = {"step": step, "tokens": None}
-    for row in (*metrics.read_rows(folder / "evals.jsonl"), *written):
+    step, saved = int(found.name), (found / checkpoint.RECORD).read_bytes()
+    written = read_rows(folder / "metrics.jsonl")
+    axes: dict[str, Any] = {"step": step, "tokens": None}
+    for row in (*read_rows(folder / "evals.jsonl"), *written):
         if row["step"] == step:
             axes |= {k: row[k] for k in ("tokens", "flops", "budget") if row.get(k) is not None}
-    config = huggingface.read_json(folder / "config.json").get("config")
+    config = files.read_json(folder / "config.json").get("config")
     steps = config.get("steps") if isinstance(config, dict) else None
     last = max((row["step"] for row in written), default=0)
     unfinished = f"{folder} is at step {last} of {steps}" if isinstance(steps, int) and last < steps else None
-    identity = f"{folder.resolve().name} step {step} {_digest(record.decode('utf-8', 'replace'))}"
+    identity = f"{folder.resolve().name} step {step} {_digest(saved.decode('utf-8', 'replace'))}"
     return Source(str(found), f"{folder} step {step}", axes, identity, folder, unfinished)
 
 
@@ -255,41 +260,27 @@ def _digest(value: Any) -> str:
 
 def _writable(out: Path) -> None:
     """Says before hours of work, and not after, that results cannot be written."""
-    probe = out / f".probe-{os.getpid()}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    with ownership.own(out, ANOTHER, inside=True, wait=True), _said(out):
+        files.sweep(out / "evals.jsonl")
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows to an evals.jsonl, in place of those of the same step, suite, task and metric; all of it or nothing.
+def write_rows(path: Path, new: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows to an evals.jsonl, in place of those of the same step, suite, task, metric and model; all or nothing.
 
-    Other lines stay byte for byte as they are.
+    Waits while another process, a trainer or an evaluation, writes to the folder.
 
     Raises:
       UserError: a disk that is full or not writable; the file then is as it was.
     """
-    rows = [metrics.valid_json(row) for row in rows]
-    key = ("step", "suite", "task", "metric")
-    new = {tuple(row.get(k) for k in key) for row in rows}
-    kept = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            old = json.loads(line)
-            double = tuple(old.get(k) for k in key) in new
-        except (ValueError, AttributeError, TypeError):
-            double = False
-        kept += [] if double else [line]
-    _replace(path, [*kept, *(json.dumps(row, allow_nan=False).encode() for row in rows)])
+    add_rows(path, new, ANOTHER)
 
 
 def _write_items(out: Path, suite: str, task: str, items: Iterable[Row], readable: Any) -> None:
-    text = (json.dumps(_plain(item, readable), ensure_ascii=False).encode("utf-8", "replace") for item in items)
     name = f"{suite}-{task}".replace("/", "-").replace(":", "-")
-    _replace(out / "items" / f"{name}.jsonl", list(text))
+    path = out / "items" / f"{name}.jsonl"
+    with _said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, b"".join(encoded(_plain(item, readable)) for item in items), durable=True)
 
 
 def _plain(value: Any, readable: Any) -> Any:
@@ -300,24 +291,19 @@ def _plain(value: Any, readable: Any) -> Any:
         return {str(k): _plain(v, readable) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_plain(v, readable) for v in value]
-    value = metrics.plain(value)
+    value = plain(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def _replace(path: Path, lines: Sequence[bytes]) -> None:
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Turns what hinders writing a file into a line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(fresh, "wb") as file:
-            file.writelines(line + b"\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        yield
     except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or choose another --out") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or {ANOTHER}") from error
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -348,75 +334,3 @@ def _number(value: float, row: Mapping[str, Any]) -> str:
     high = row.get("high")
     share = row.get("scoring") not in ("judge", "other") and 0 <= row["value"] <= 1 and (high is None or high <= 1.01)
     return f"{100 * value:.1f}%" if share else f"{value:.3g}"
-
-
-# ---------------------------------------------------------------------------------------------------- lm-eval's own
-
-
-def _stock(names: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
-    """Tasks of lm-eval by name, behind the interface of a suite."""
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    for name in names:
-        if name not in manager.task_index:
-            near = [n for n in manager.all_tasks if n.split("_")[0] == name.split("_")[0]] or manager.all_tasks
-            raise UserError(f"lm-eval has no task {name!r}{_near(name, near)}")
-    try:
-        tasks = manager.load(list(names))
-    except Exception as error:  # datasets, jinja and file systems each raise their own
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"lm-eval cannot load {', '.join(names)}: {first}; its data come from the Hugging Face Hub"
-        ) from error
-    if unsafe := [name for name, task in tasks["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]:
-        raise UserError(
-            f"{', '.join(unsafe)} of lm-eval would run model-written code without a sandbox; use --suite phi3_report "
-            "--tasks humaneval,mbpp --allow_code_execution"
-        )
-    return SimpleNamespace(NAME=LM_EVAL, summarise=stock_rows, items=stock_items), tasks
-
-
-def _near(name: str, valid: Sequence[str]) -> str:
-    """`nearest` without the list of thousands."""
-    return nearest(name, valid).partition("; valid:")[0].partition(" valid:")[0].rstrip(";") or "; see lm-eval ls tasks"
-
-
-def stock_rows(results: Mapping[str, Any], tasks: Any) -> list[Row]:
-    """One row a task, filter and metric; intervals (Wilson for 0/1, else normal) where a metric is a mean over items."""
-    rows = []
-    for task, scores in results["results"].items():
-        samples = results.get("samples", {}).get(task, [])
-        count = results.get("n-samples", {}).get(task, {})
-        for name, value in scores.items():
-            metric, _, chosen = name.partition(",")
-            if not chosen or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            own = [s[metric] for s in samples if s.get("filter") == chosen and metric in s]
-            row = {"suite": LM_EVAL, "task": task, "metric": metric if chosen == "none" else f"{metric},{chosen}"}
-            row |= {"value": float(value), "n": int(count.get("effective") or len(own)), "chance": None}
-            row |= {
-                "stderr": None,
-                "low": None,
-                "high": None,
-                "scoring": "lm-eval",
-                "shots": results["n-shot"].get(task),
-            }
-            total = count.get("original")
-            row["subset_of"] = total if total and total > row["n"] else None
-            numeric = bool(own) and all(isinstance(v, (bool, int, float)) for v in own)
-            if numeric and math.isclose(sum(own) / len(own), value, rel_tol=1e-6, abs_tol=1e-9):
-                share = set(map(float, own)) <= {0.0, 1.0}
-                found = statistics.proportion(own) if share else statistics.clustered_mean(own, range(len(own)))
-                row |= {"stderr": found.stderr, "low": found.low, "high": found.high}
-            else:
-                row["scoring"] = "other" if not 0 <= value <= 1 else "lm-eval"
-            rows.append(row)
-    return rows
-
-
-def stock_items(results: Mapping[str, Any], tasks: Any) -> Iterator[Row]:
-    """The samples that lm-eval logged, each with its task."""
-    for task, samples in results.get("samples", {}).items():
-        for sample in samples:
-            yield {"task": task, **sample}

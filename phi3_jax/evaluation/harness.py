@@ -12,10 +12,16 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from phi3_jax import checks
 from phi3_jax.data import chat
 from phi3_jax.errors import UserError
+from phi3_jax.interop.templates import Template
+
+if TYPE_CHECKING:
+    from phi3_jax.inference.engine import Completion
+    from phi3_jax.inference.sampling import Sampling
 
 try:
     from lm_eval.api.instance import Instance
@@ -39,11 +45,14 @@ class Engine(Protocol):
     tokenizer: Any
     config: Any
 
+    @property
+    def template(self) -> Template: ...
+
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]: ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Any, **options: Any
-    ) -> list: ...
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, *, stop: Sequence[str]
+    ) -> Sequence[Completion]: ...
 
 
 class HarnessLM(TemplateLM):
@@ -123,7 +132,7 @@ class HarnessLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """A name for the record: the template itself makes ids (`phi3_jax.data.chat`)."""
-        return f"phi-3-{self.config.member}, as token ids" if chat_template else None
+        return f"phi-3-{self.engine.template.name}, as token ids" if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A marker that `tok_encode` turns into the control tokens of the conversation.
@@ -134,7 +143,7 @@ class HarnessLM(TemplateLM):
           UserError: see `chat.chat_ids`.
         """
         messages = [{"role": m["role"], "content": m["content"]} for m in chat_history]
-        if self.config.member == "medium":
+        if "system" not in chat.ROLES[self.engine.template.name]:
             messages = without_system(messages)
         self._chats.append((messages, add_generation_prompt))
         self._chat_ids(len(self._chats) - 1, "")  # says at once what the tokenizer lacks
@@ -147,7 +156,7 @@ class HarnessLM(TemplateLM):
     def _chat_ids(self, number: int, after: str) -> Ids:
         messages, header = self._chats[number]
         if header and not after:
-            return chat.chat_ids(self.codec, messages, self.config.member)
+            return chat.chat_ids(self.codec, messages, self.engine.template.name)
         # Text after the header is the assistant's: encoded together with the template's newline, then left open.
         if header:
             messages = [*messages, {"role": "assistant", "content": after}]
@@ -157,7 +166,7 @@ class HarnessLM(TemplateLM):
             raise UserError(
                 "a chat without a generation prompt must end with the assistant's message, to be gone on with"
             )
-        return _opened(self.codec, chat.chat_ids(self.codec, messages, self.config.member, False))
+        return _opened(self.codec, chat.chat_ids(self.codec, messages, self.engine.template.name, False))
 
     # ------------------------------------------------------------------------------------------------ scores
 
@@ -170,8 +179,8 @@ class HarnessLM(TemplateLM):
         """(log-probability in nats, whether greedy decoding gives it) of each continuation."""
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
         scores = self._score(pairs, "options")
-        for (args, _, _), (value, greedy) in zip(requests, scores, strict=True):
-            self.cache_hook.add_partial("loglikelihood", args, (value, greedy))
+        for request, (value, greedy) in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request[0], (value, greedy))
         return scores
 
     def _fit(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
@@ -274,15 +283,14 @@ def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     until = given.get("until") or []
     until = [until] if isinstance(until, str) else list(until)
     new = next((given[k] for k in _LENGTHS if given.get(k) is not None), MAX_NEW)
-    if int(new) < 1:
-        raise UserError(f"max_gen_toks={new} must be at least 1")
+    new = checks.integer(new, "max_gen_toks", 1)
     temperature = given.get("temperature")
     if given.get("do_sample") is False or (given.get("do_sample") is None and not temperature):
         temperature = 0.0
-    out = {"until": [u for u in until if u], "max_new_tokens": int(new), "seed": given.get("seed")}
-    out["temperature"] = 1.0 if temperature is None else float(temperature)
+    out = {"until": [u for u in until if u], "max_new_tokens": new, "seed": given.get("seed")}
+    out["temperature"] = 1.0 if temperature is None else temperature
     for name, default in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
-        out[name] = type(default)(default if given.get(name) is None else given[name])
+        out[name] = default if given.get(name) is None else given[name]  # `Sampling` checks them
     return out
 
 
@@ -306,7 +314,7 @@ def without_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]
     first = next((m for m in rest if m["role"] == "user"), None)
     if system and first is None:
         rest.insert(0, {"role": "user", "content": system})
-    elif system:
+    elif system and first is not None:
         first["content"] = f"{system}\n\n{first['content']}"
     return rest
 

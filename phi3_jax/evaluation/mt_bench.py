@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from phi3_jax import statistics
 from phi3_jax.data import chat
 from phi3_jax.errors import UserError
-from phi3_jax.evaluation import statistics
+from phi3_jax.records import files, rows
 
 REPLIES, JUDGEMENTS = "mt_bench_replies.jsonl", "mt_bench_judgements.jsonl"
 # FastChat's temperature_config; other categories get 0.7.
@@ -31,9 +32,12 @@ TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
     "humanities": 0.1,
 }  # fmt: skip
-WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat's NEED_REF_CATS: graded beside a reference answer
+WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat's NEED_REF_CATS: graded with a reference answer
 MAX_NEW = 1024  # tokens of a reply, as in FastChat
 GROUP = 8  # questions between two saves
+# What tells a reply, and a judgement, from another: a later row of the same replaces it.
+REPLY, JUDGEMENT = ("id", "model", "settings", "turns"), ("judge", "model", "id", "turn", "prompt_hash")
+ANOTHER = "choose another --out"
 TURNS = 2
 _RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
@@ -56,22 +60,22 @@ class Prompt(str):
 # ---------------------------------------------------------------------------------------------------- data
 
 
-def questions(data_dir: str | Path, limit: int | None = None) -> list[Row]:
+def questions(data_dir: str | Path) -> list[Row]:
     """Questions of `<data_dir>/mt_bench/test.jsonl`: id, subset (the category), turns, reference, gpt4_reference.
 
     Raises:
       UserError: no such file, or a line with a wrong shape (line and key named).
     """
     path = Path(data_dir) / "mt_bench" / "test.jsonl"
-    rows = _lines(path, "questions; give the folder that holds mt_bench/ as --data_dir")
-    for number, row in enumerate(rows, 1):
+    found = _lines(path, "questions; give the folder that holds mt_bench/ as --data_dir")
+    for number, row in enumerate(found, 1):
         for key, kind in (("id", str), ("subset", str), ("turns", list), ("reference", list)):
             if not isinstance(row.get(key), kind):
                 raise UserError(f"{path} line {number}: {key} is {row.get(key)!r:.60}, not a {kind.__name__}")
         texts = [*row["turns"], *row["reference"], *row.setdefault("gpt4_reference", [])]
         if len(row["turns"]) != TURNS or not all(isinstance(t, str) for t in texts):
             raise UserError(f"{path} line {number}: turns has {len(row['turns'])} entries; two texts are needed")
-    return rows[:limit]
+    return found
 
 
 def judge_prompts(data_dir: str | Path) -> dict[str, Row]:
@@ -81,7 +85,8 @@ def judge_prompts(data_dir: str | Path) -> dict[str, Row]:
       UserError: no such file, or one without the four prompts that are used.
     """
     path = Path(data_dir) / "mt_bench" / "judge_prompts.jsonl"
-    found = {row.get("name"): row for row in _lines(path, "the judge's prompts; take FastChat's judge_prompts.jsonl")}
+    rows = _lines(path, "the judge's prompts; take FastChat's judge_prompts.jsonl")
+    found: dict[str, Row] = {row["name"]: row for row in rows if "name" in row}
     for name in (f"single{math}-v1{turn}" for math in ("", "-math") for turn in ("", "-multi-turn")):
         row = found.get(name) or {}
         if not all(isinstance(row.get(k), str) for k in ("system_prompt", "prompt_template")):
@@ -92,18 +97,16 @@ def judge_prompts(data_dir: str | Path) -> dict[str, Row]:
 def _lines(path: Path, what: str) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; it holds {what}")
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is no JSON: {error}") from error
+    found = []
+    lines = path.read_bytes().split(b"\n")  # a line separator inside a text ends no row
+    for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
+        row = files.parse_json(line, f"{path} line {number}")
         if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is {line!r:.60}, not an object")
-        rows.append(row)
-    if not rows:
+            raise UserError(f"{path} line {number} is {row!r:.60}, not an object")
+        found.append(row)
+    if not found:
         raise UserError(f"{path} is empty; it holds {what}")
-    return rows
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- replies
@@ -118,9 +121,10 @@ def answer(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Row]:
-    """Both replies to each question, appended to `<out>/mt_bench_replies.jsonl` a few questions at a time.
+    """Both replies to each question, added to `<out>/mt_bench_replies.jsonl` a few questions at a time, all or none.
 
-    Replies there of the same model and settings are taken as they are, so a run that was stopped goes on.
+    Replies there of the same model and settings are taken as they are, so a run that was stopped goes on, and draws what it
+    would have drawn: samples depend on the questions that are answered together, which are saved together.
 
     Args:
       engine: of `phi3_jax.inference.engine`, with a tokenizer.
@@ -133,22 +137,23 @@ def answer(
       Rows in the order of `asked`: id, category, model, settings, turns, replies, finish, cut (prompts that lost their
       beginning because the context is too short).
     """
-    file = _File(Path(out) / REPLIES)
+    path = Path(out) / REPLIES
     limit = max(1, min(MAX_NEW, engine.config.context // 4))
     template = _template(engine)
     base = {"max_new_tokens": limit, "seed": seed, "template": template}
     wanted = {q["id"]: base | {"temperature": TEMPERATURES.get(q["subset"], 0.7)} for q in asked}
     kept = {
         row["id"]: row
-        for row in file.rows
-        if row.get("model") == model and row.get("settings") == wanted.get(row.get("id"))
+        for row in _kept(path)
+        if _whole(row) and row.get("model") == model and row.get("settings") == wanted.get(row["id"])
         and [q["turns"] for q in asked if q["id"] == row["id"]] == [row.get("turns")]
     }  # fmt: skip
     todo = [q for q in asked if q["id"] not in kept]
     for group in _groups(todo):
         settings = wanted[group[0]["id"]]
         talks: list[list[dict[str, str]]] = [[] for _ in group]
-        finish, cut = [[] for _ in group], [0] * len(group)
+        finish: list[list[str]] = [[] for _ in group]
+        cut = [0] * len(group)
         for turn in range(TURNS):
             prompts = []
             for i, (question, talk) in enumerate(zip(group, talks, strict=True)):
@@ -164,25 +169,32 @@ def answer(
         for question, talk, ends, n in zip(group, talks, finish, cut, strict=True):
             row = {"id": question["id"], "category": question["subset"], "model": model, "settings": settings}
             row |= {"turns": question["turns"], "replies": [m["content"] for m in talk[1::2]], "finish": ends, "cut": n}
-            file.append(row)
             kept[question["id"]] = row
+        rows.add_rows(path, [kept[question["id"]] for question in group], ANOTHER, REPLY)
         if progress is not None:
             progress(len(kept), len(asked), "MT-Bench replies")
     return [kept[q["id"]] for q in asked]
+
+
+def _whole(row: Row) -> bool:
+    """Whether a row of an earlier start, which anybody may have edited, is a reply."""
+    replies = row.get("replies")
+    texts = isinstance(replies, list) and len(replies) == TURNS and all(isinstance(text, str) for text in replies)
+    return texts and isinstance(row.get("id"), str) and isinstance(row.get("cut"), int)
 
 
 def _groups(todo: Sequence[Row]) -> Iterable[list[Row]]:
     by_temperature: dict[float, list[Row]] = {}
     for question in todo:
         by_temperature.setdefault(TEMPERATURES.get(question["subset"], 0.7), []).append(question)
-    for rows in by_temperature.values():
-        yield from (rows[i : i + GROUP] for i in range(0, len(rows), GROUP))
+    for same in by_temperature.values():
+        yield from (same[i : i + GROUP] for i in range(0, len(same), GROUP))
 
 
 def _template(engine: Any) -> str:
-    """The member's chat template, or "plain" where the tokenizer has no control tokens (proxies on bytes)."""
+    """The name of the model's chat template, or "plain" where the tokenizer has no control tokens (proxies on bytes)."""
     has = engine.tokenizer.special_tokens
-    return engine.config.member if {"<|user|>", "<|assistant|>", "<|end|>"} <= set(has) else "plain"
+    return engine.template.name if {"<|user|>", "<|assistant|>", "<|end|>"} <= set(has) else "plain"
 
 
 def _prompt(engine: Any, talk: Sequence[Mapping[str, str]], template: str) -> list[int]:
@@ -210,7 +222,7 @@ def grade(
     out: str | Path,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Row]:
-    """One judgement a turn, appended to `<out>/mt_bench_judgements.jsonl` as they come.
+    """One judgement a turn, added to `<out>/mt_bench_judgements.jsonl` as they come.
 
     Judgements there by the same judge of the same prompt are taken as they are; those without a rating are asked again.
 
@@ -223,23 +235,34 @@ def grade(
     Returns:
       Rows: id, category, turn (1, 2), model, judge, rating (None where the text holds none from 1 to 10), judgement.
     """
-    file, rows = _File(Path(out) / JUDGEMENTS), []
-    key = ("judge", "model", "id", "turn", "prompt_hash")
-    kept = {tuple(r.get(k) for k in key): r for r in file.rows if r.get("rating") is not None}
+    path, found = Path(out) / JUDGEMENTS, []
+    kept = {_identity(row): row for row in _kept(path) if isinstance(row.get("rating"), int | float)}
     for reply, question in zip(replies, asked, strict=True):
         for turn in range(TURNS):
             prompt = prompt_of(question, reply["replies"], turn, prompts)
             row = {"id": question["id"], "category": question["subset"], "turn": turn + 1, "model": reply["model"]}
             row |= {"judge": name, "prompt_hash": _digest([prompt.system, prompt.user]).hex()[:16]}
-            old = kept.get(tuple(row[k] for k in key))
+            old = kept.get(_identity(row))
             if old is None:
                 text = judge(prompt)
                 old = row | {"rating": rating(text), "judgement": text}
-                file.append(old)
-            rows.append(old)
+                rows.add_rows(path, [old], ANOTHER, JUDGEMENT)
+            found.append(old)
             if progress is not None:
-                progress(len(rows), TURNS * len(asked), f"judgements by {name}")
-    return rows
+                progress(len(found), TURNS * len(asked), f"judgements by {name}")
+    return found
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(name)) for name in JUDGEMENT)
+
+
+def _kept(path: Path) -> list[Row]:
+    """The rows of an earlier start; of several of one kind the last comes last."""
+    try:
+        return rows.read(path)[0]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; {ANOTHER}") from error
 
 
 def prompt_of(question: Row, replies: Sequence[str], turn: int, prompts: Mapping[str, Row]) -> Prompt:
@@ -280,7 +303,7 @@ def rows_of(judgements: Sequence[Row], total: int) -> list[Row]:
     groups |= {
         f"mt_bench/{c}": [j for j in good if j["category"] == c] for c in dict.fromkeys(j["category"] for j in good)
     }
-    rows = []
+    out = []
     for task, members in groups.items():
         if not members:
             continue
@@ -289,8 +312,8 @@ def rows_of(judgements: Sequence[Row], total: int) -> list[Row]:
         row = {"task": task, "metric": f"rating by {judge}", "scoring": "judge", "judge": judge, "value": found.value}
         row |= {"n": len(members), "stderr": found.stderr, "low": _clip(found.low), "high": _clip(found.high)}
         whole = task == "mt_bench" and len(members) < TURNS * total
-        rows.append(row | {"chance": None, "subset_of": TURNS * total if whole else None})
-    return rows
+        out.append(row | {"chance": None, "subset_of": TURNS * total if whole else None})
+    return out
 
 
 class Endpoint:
@@ -353,33 +376,6 @@ class Endpoint:
             f"the judge {self._model} at {self._url}: {problem}; the replies and judgements so far are saved, run again "
             "to go on"
         )
-
-
-class _File:
-    """JSON lines that are appended one by one; what a crash left half written is not read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, []
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            raw = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-        for line in raw.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            self.rows += [row] if isinstance(row, dict) else []
-        self._lead = b"\n" if raw and not raw.endswith(b"\n") else b""
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        try:
-            with open(self.path, "ab") as file:
-                file.write(self._lead + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space and run again") from error
-        self._lead = b""
 
 
 def _digest(value: Any) -> bytes:

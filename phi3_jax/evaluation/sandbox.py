@@ -35,9 +35,10 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from phi3_jax.errors import UserError
 
@@ -91,11 +92,11 @@ def run(program: str, limits: Limits = Limits()) -> Outcome:
     return _launch(program, limits, layers())
 
 
-def run_all(programs: Sequence[str], limits: Limits = Limits(), workers: int = 2) -> list[Outcome]:
-    """Outcomes of programs, in their order, `workers` at a time."""
+def run_all(programs: Sequence[str]) -> list[Outcome]:
+    """Outcomes of programs, in their order, two at a time."""
     layers()
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda program: run(program, limits), programs))
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, programs))
 
 
 @functools.cache
@@ -125,9 +126,11 @@ def _launch(program: str, limits: Limits, choice: Sequence[str]) -> Outcome:
         with tempfile.TemporaryFile() as file:
             file.write(marshal.dumps(job))
             file.seek(0)
-            pipes = {"stdin": file, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pass_fds": (writer,)}
             try:
-                process = subprocess.Popen(command, env={}, cwd="/", start_new_session=True, **pipes)
+                process = subprocess.Popen(
+                    command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    pass_fds=(writer,), env={}, cwd="/", start_new_session=True,
+                )  # fmt: skip
             finally:
                 os.close(writer)
         with process:
@@ -152,6 +155,7 @@ def _launch(program: str, limits: Limits, choice: Sequence[str]) -> Outcome:
 
 def _read(process: subprocess.Popen, control: int, limits: Limits) -> tuple[str, str, bool]:
     """The control channel, the end of stderr, and whether output went over its limit (the rest is then dropped)."""
+    assert process.stdout is not None and process.stderr is not None  # pipes
     stderr, total, over = process.stderr.fileno(), 0, False
     tails, deadline = dict.fromkeys((control, stderr, process.stdout.fileno()), b""), time.monotonic() + limits.seconds
     with selectors.DefaultSelector() as selector:
@@ -187,8 +191,10 @@ def _remove(top: str) -> None:
 
 # What follows runs in the launcher, a fresh single-threaded interpreter that gets the source of these functions.
 def _source() -> str:
-    body = "\n".join(map(inspect.getsource, (_main, _namespaces, _confine, _landlock, _seccomp, _call, _program)))
-    return f"import ctypes, marshal, os, pwd, resource, signal, struct, sys, types\n{body}\n_main()\n"
+    parts: list[Callable[..., object]] = [_main, _namespaces, _confine, _landlock, _seccomp, _call, _program]
+    body = "\n".join(inspect.getsource(part) for part in parts)
+    modules = "ctypes, marshal, os, pwd, resource, signal, struct, sys, types"
+    return f"from __future__ import annotations\nimport {modules}\n{body}\n_main()\n"
 
 
 def _main() -> None:
@@ -212,7 +218,9 @@ def _main() -> None:
     os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
     killed, cpu = os.WIFSIGNALED(status), used.ru_utime + used.ru_stime
-    if woken is None or (killed and cpu > job["cpu_seconds"] - 0.1):
+    # Of the limit's two signals; the kernel's own count of CPU time and the one it reports differ on a busy machine.
+    limited = killed and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU) and cpu > 0.75 * job["cpu_seconds"]
+    if woken is None or limited:
         verdict = f"timed out: {job['seconds']} s, or {job['cpu_seconds']} s of CPU"
     else:
         verdict = f"signal {os.WTERMSIG(status)}" if killed else f"exit {os.WEXITSTATUS(status)}"
@@ -220,7 +228,7 @@ def _main() -> None:
     os._exit(0)
 
 
-def _namespaces(libc, uid: int) -> None:
+def _namespaces(libc: ctypes.CDLL, uid: int) -> None:
     """New mount, PID, network, IPC and UTS namespaces; everything mounted becomes private and read-only."""
     gid = os.getegid()
     _call(libc.unshare, 0x6C020000 | (0x10000000 if uid else 0))  # CLONE_NEW{NS,PID,NET,IPC,UTS}, and USER
@@ -233,7 +241,7 @@ def _namespaces(libc, uid: int) -> None:
     _call(libc.syscall, 442, -100, b"/", 0x8000, struct.pack("4Q", 1, 0, 0, 0), 32)
 
 
-def _confine(libc, job: dict, uid: int) -> None:
+def _confine(libc: ctypes.CDLL, job: dict[str, Any], uid: int) -> None:
     """All the rest, in the program's own process; the order is what each step still has to be allowed to do."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -269,7 +277,7 @@ def _confine(libc, job: dict, uid: int) -> None:
     os.write(job["control"], b"ready\n")
 
 
-def _landlock(libc, readable: list[str]) -> None:
+def _landlock(libc: ctypes.CDLL, readable: list[str]) -> None:
     """Denies all file access but to the working directory and, for reading, the libraries; and TCP where it can."""
     if (abi := _call(libc.syscall, 444, None, 0, 1)) < 3:
         raise OSError(f"Landlock version {abi} cannot forbid truncation, 3 (Linux 6.2) can")
@@ -286,7 +294,7 @@ def _landlock(libc, readable: list[str]) -> None:
     _call(libc.syscall, 446, ruleset, 0)
 
 
-def _seccomp(libc, denied: str, arch: int, column: int) -> None:
+def _seccomp(libc: ctypes.CDLL, denied: str, arch: int, column: int) -> None:
     """Installs the filter: another architecture kills, calls from 424 on give ENOSYS, those denied EPERM."""
     numbers = [int(number) for number in denied.split()[1 + column :: 3] if number != "-"]
     load, equal, above, answer = 0x20, 0x15, 0x35, 0x06
@@ -299,14 +307,16 @@ def _seccomp(libc, denied: str, arch: int, column: int) -> None:
     _call(libc.prctl, 22, 2, struct.pack("HxxxxxxQ", len(code), ctypes.addressof(filters)), 0, 0)
 
 
-def _call(function, *arguments) -> int:
+def _call(function: Callable[..., int], *arguments: Any) -> int:
     words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     if (result := function(*words)) == -1:
         raise OSError(number := ctypes.get_errno(), f"{function.__name__} {arguments[0]}: {os.strerror(number)}")
     return result
 
 
-def _program(source: str, token: bytes, control: int, write, leave) -> None:
+def _program(
+    source: str, token: bytes, control: int, write: Callable[[int, bytes], int], leave: Callable[[int], object]
+) -> None:
     """Runs it as __main__ and ends at once, before any atexit; write and leave are bound before it can patch them."""
     sys.dont_write_bytecode = True
     main = sys.modules["__main__"] = types.ModuleType("__main__")

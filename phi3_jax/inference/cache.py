@@ -6,13 +6,15 @@ keys take the places of those that no query sees any more; the others have a slo
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from phi3_jax.configs import ModelConfig
-from phi3_jax.models.decoder import is_dense
+from phi3_jax.configs import BlockSparse, ModelConfig
 from phi3_jax.models.layout import Layout, join, per_device
 from phi3_jax.models.masks import blocksparse_allowed
 
@@ -24,19 +26,22 @@ class KVCache:
     """What decoding remembers of a batch of rows.
 
     Attributes:
-      keys, values: one array a layer: (batch, kv_heads, slots + SPARE, head_dim).
+      keys, values: one array per layer: (batch, kv_heads, slots + SPARE, head_dim).
       lengths: (batch,) tokens of each row so far; the next one's position.
+      long: (batch,) booleans, which rows' keys were rotated by LongRoPE's long list; None without LongRoPE.
     """
 
     keys: list[jax.Array]
     values: list[jax.Array]
     lengths: jax.Array
+    long: jax.Array | None = None
 
 
 def slots_of(cfg: ModelConfig, layer: int, capacity: int) -> int:
     """Slots that a layer needs for `capacity` positions."""
-    if not is_dense(cfg, layer):  # whole rounds of the pattern, so that a head's far blocks are a regular part
-        return -(-capacity // (round_ := cfg.blocksparse.block * cfg.blocksparse.vert_stride)) * round_
+    pattern = None if cfg.is_dense(layer) else cfg.blocksparse
+    if pattern is not None:  # whole rounds of it, so that a head's far blocks are a regular part
+        return -(-capacity // (round_ := pattern.block * pattern.vert_stride)) * round_
     return capacity if cfg.window_keys is None else min(capacity, cfg.window_keys)
 
 
@@ -94,18 +99,20 @@ def attend_one(
     Returns:
       (attention (batch, 1, kv_heads, queries_per_kv, head_dim), keys, values).
     """
-    sparse = None if is_dense(cfg, layer) else cfg.blocksparse
+    sparse = None if cfg.is_dense(layer) else cfg.blocksparse
     extent = min(slots_of(cfg, layer, extent), keys.shape[2] - SPARE)
     narrow = sparse is not None and extent > sparse.block * (sparse.local_blocks + sparse.vert_stride)
     heads = cfg.kv_heads, cfg.queries_per_kv
 
-    def part(q, k, v, keys, values, position):
+    def part(
+        q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         slot = position % (keys.shape[2] - SPARE)
         keys, values = _write(keys, k, slot), _write(values, v, slot)
         first = jax.lax.axis_index(layout.heads) * q.shape[2] * q.shape[3] if split else 0
         query = q[:, 0] * jnp.asarray(cfg.softmax_scale, q.dtype)
-        if narrow:
-            out = _attend_blocks(query, keys[:, :, :extent], values[:, :, :extent], position, cfg, first, heads)
+        if sparse is not None and narrow:
+            out = _attend_blocks(query, keys[:, :, :extent], values[:, :, :extent], position, sparse, first, heads)
         else:
             at = _position_in(jnp.arange(extent), position[:, None], keys.shape[2] - SPARE)
             ok = (at >= 0)[:, None, None]
@@ -150,16 +157,23 @@ def _softmax(parts: list[tuple[jax.Array, jax.Array, str]], dtype: jnp.dtype) ->
     top = jnp.max(jnp.stack([jnp.max(s, axis=-1) for s, *_ in parts]), axis=0)[..., None]
     weights = [jnp.exp(s - top) for s, *_ in parts]
     total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
-    out = sum(
+    products = (
         jnp.einsum(f"bgrs,{letters}->bgrk", (w / total).astype(dtype), v.astype(dtype))
         for w, (_, v, letters) in zip(weights, parts, strict=True)
     )
-    return out
+    return functools.reduce(operator.add, products)
 
 
-def _attend_blocks(q, keys, values, position, cfg: ModelConfig, first, heads):
-    """phi-3-small's pattern for one query a row, reading the last blocks and, of the earlier, those of each head."""
-    pattern = cfg.blocksparse
+def _attend_blocks(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    position: jax.Array,
+    pattern: BlockSparse,
+    first: jax.Array | int,
+    heads: tuple[int, int],
+) -> jax.Array:
+    """phi-3-small's pattern for one query per row, reading the last blocks and, of the earlier, those of each head."""
     b, g, extent, k = keys.shape
     r, block, near = q.shape[2], pattern.block, pattern.local_blocks * pattern.block
     start = jnp.clip((position // block + 1) * block - near, 0, extent - near)
@@ -169,11 +183,10 @@ def _attend_blocks(q, keys, values, position, cfg: ModelConfig, first, heads):
     ok = (at <= position[:, None]) & (q_block - at // block < pattern.local_blocks)
     parts = [(_scores(q, band(keys), ok[:, None, None]), band(values), "bgsk")]
     rounds = extent // (block * pattern.vert_stride)
-    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // (heads[0] * heads[1]))
     head = first + jnp.arange(g * r).reshape(g, r)
-    residue = (-1 - step * head) % pattern.vert_stride
+    residue = pattern.first_far(head, heads[0] * heads[1])
 
-    def far(x):  # (b, g, extent, k) -> (b, g, r, rounds x block, k)
+    def far(x: jax.Array) -> jax.Array:  # (b, g, extent, k) -> (b, g, r, rounds x block, k)
         x = x.reshape(b, g, rounds, pattern.vert_stride, block, k)
         rows = jax.vmap(lambda one, i: jnp.take(one, i, axis=2), in_axes=(1, 0), out_axes=1)(x, residue)
         return rows.transpose(0, 1, 3, 2, 4, 5).reshape(b, g, r, rounds * block, k)

@@ -2,87 +2,99 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from phi3_jax import commands, loading
-from phi3_jax.data.chat import ROLES, chat_ids
+from phi3_jax.data.chat import TURNS, chat_ids
+from phi3_jax.data.continuation import added
+from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference.engine import Completion, Engine
 from phi3_jax.inference.sampling import Sampling
+from phi3_jax.interop import loading
 
-FLAGS = {
-    "model": str, "prompt": list, "file": str, "chat": bool, "system": str, "max_new_tokens": int, "temperature": float,
-    "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int, "stop": list, "logprobs": bool,
-    "rope_regime": str,
-}  # fmt: skip
 EXAMPLE = '--model runs/NAME --prompt "Once upon a time"'
 
 
-def command(arguments: Sequence[str]) -> None:
+def command(flags: Mapping[str, Any]) -> None:
     """Streams replies to prompts, or holds a dialogue."""
-    flags = commands.parse(arguments, FLAGS, ("model",), EXAMPLE)
-    prompts = [*flags.get("prompt", []), *_lines(flags.get("file"))]
-    if not prompts and not flags.get("chat"):
+    prompts = [*flags["prompt"], *_lines(flags["file"])]
+    if not prompts and not flags["chat"]:
         raise UserError(f"no --prompt; for example {EXAMPLE}")
-    if "system" in flags and not flags.get("chat"):
+    if flags["system"] and not flags["chat"]:
         raise UserError("--system needs --chat: only a dialogue has a system message")
     if any(not p for p in prompts):
         raise UserError("--prompt is empty; give at least one character")
-    fields = {
-        k: flags[k] for k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed") if k in flags
-    }
-    sampling = Sampling(**fields)
-    model = loading.load(flags["model"])
+    sampling = Sampling(**{field.name: flags[field.name] for field in dataclasses.fields(Sampling)})
+    model = loading.load(flags["model"], adapter=flags["adapter"])
     if model.tokenizer is None:
-        raise UserError(f"{flags['model']} has no tokenizer; put its files into {Path(flags['model']) / loading.KEPT}")
-    engine = Engine(model, rope_regime=flags.get("rope_regime", "auto"))
-    if flags.get("chat"):
-        return _chat(engine, flags, sampling, prompts)
+        kept = loading.kept_folder(flags["model"])
+        raise UserError(f"{flags['model']} has no tokenizer; put its files into {kept}")
+    engine = Engine(model, rope_regime=flags["rope_regime"])
+    if flags["chat"]:
+        return _chat(engine, model.tokenizer, flags, sampling, prompts)
+    _remark_on_control_tokens(prompts, model.tokenizer)
     encoded = [model.tokenizer.encode(p) for p in prompts]
     room = min(model.config.context - len(ids) for ids in encoded)
-    more = flags.get("max_new_tokens", min(256, room) if room > 0 else 256)
+    more = flags["max_new_tokens"] or (min(256, room) if room > 0 else 256)
     start = time.perf_counter()
     if len(prompts) == 1:
-        replies = engine.generate(encoded, more, sampling, flags.get("stop", ()), on_text=_say)
+        replies = engine.generate(encoded, more, sampling, flags["stop"], on_text=_say)
         print()
     else:
-        replies = engine.generate(encoded, more, sampling, flags.get("stop", ()))
+        replies = engine.generate(encoded, more, sampling, flags["stop"])
         for prompt, reply in zip(prompts, replies, strict=True):
             print(f"--- {prompt}\n{reply.text}")
-    if flags.get("logprobs"):
-        for reply in replies:
-            _print_logprobs(reply, engine)
+    if flags["logprobs"]:
+        for prompt_ids, reply in zip(encoded, replies, strict=True):
+            _print_logprobs(prompt_ids, reply, model.tokenizer)
     count, seconds = sum(len(r.ids) for r in replies), time.perf_counter() - start
     print(f"{count} tokens in {seconds:.1f} s, compilation included", file=sys.stderr)
 
 
 def _lines(path: str | None) -> list[str]:
+    """Prompts of a file, one a line: a newline ends it (or CR LF), and no other character does."""
     if path is None:
         return []
     try:
-        return [line for line in Path(path).read_text("utf-8").splitlines() if line]
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--file {path} cannot be read as UTF-8 text: {error}") from error
+    return [line for line in re.split("\r?\n", text) if line]
+
+
+def _remark_on_control_tokens(prompts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Text makes no control tokens: whoever types them gets a line that says so."""
+    names = {*tokenizer.special_tokens, *TURNS}
+    if typed := sorted(name for name in names if any(name in prompt for prompt in prompts)):
+        print(
+            f"notice: {', '.join(typed)} in a prompt is plain text to the model, not a control token; --chat makes the "
+            "turns of a dialogue",
+            file=sys.stderr,
+        )
 
 
 def _say(_: int, text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _print_logprobs(reply: Completion, engine: Engine) -> None:
-    for token, logprob in zip(reply.ids, reply.logprobs, strict=True):
-        print(f"{logprob:9.4f}  {engine.tokenizer.decode([token])!r}")
+def _print_logprobs(prompt: Sequence[int], reply: Completion, tokenizer: Tokenizer) -> None:
+    for i, logprob in enumerate(reply.logprobs):
+        print(f"{logprob:9.4f}  {added(tokenizer, [*prompt, *reply.ids[:i]], reply.ids[i])!r}")
 
 
-def _chat(engine: Engine, flags: dict, sampling: Sampling, prompts: list[str]) -> None:
+def _chat(
+    engine: Engine, tokenizer: Tokenizer, flags: Mapping[str, Any], sampling: Sampling, prompts: list[str]
+) -> None:
     """A dialogue: the prompts given, then lines of stdin until it ends."""
-    member = "moe" if engine.config.experts else engine.config.member
-    if member not in ROLES:
-        raise UserError(f"{engine.config.label} has no chat template; leave --chat out")
-    messages = [{"role": "system", "content": flags["system"]}] if "system" in flags else []
+    template = engine.template
+    print(f"notice: chat template {template.name}, {template.why}", file=sys.stderr)
+    messages = [{"role": "system", "content": flags["system"]}] if flags["system"] else []
     asked = iter(prompts)
     while True:
         prompt = next(asked, None)
@@ -99,8 +111,8 @@ def _chat(engine: Engine, flags: dict, sampling: Sampling, prompts: list[str]) -
         else:
             print(f"> {prompt}")
         messages.append({"role": "user", "content": prompt})
-        ids = chat_ids(engine.tokenizer, messages, member)
-        more = flags.get("max_new_tokens", max(1, min(512, engine.config.context - len(ids))))
-        (reply,) = engine.generate([ids], more, sampling, flags.get("stop", ()), on_text=_say)
+        ids = chat_ids(tokenizer, messages, template.name)
+        more = flags["max_new_tokens"] or max(1, min(512, engine.config.context - len(ids)))
+        (reply,) = engine.generate([ids], more, sampling, flags["stop"], on_text=_say)
         print()
         messages.append({"role": "assistant", "content": reply.text})

@@ -24,7 +24,7 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def unstack(params: Tree) -> Tree:
     """Parameters with "blocks" as a list of one-layer stacks.
 
-    Decoding reads every weight once a token: taken out of a stack inside the program, each would be copied first.
+    Decoding reads every weight once per token: taken out of a stack inside the program, each would be copied first.
     """
     if isinstance(params["blocks"], list):
         return params
@@ -41,9 +41,7 @@ def prefill(
     capacity: int,
     *,
     dtype: jnp.dtype = jnp.float32,
-    cache_dtype: jnp.dtype | None = None,
     long: str | jax.Array = "auto",
-    attention: str = "auto",
     layout: Layout = ANYWHERE,
     every: bool = False,
 ) -> tuple[jax.Array, KVCache]:
@@ -54,14 +52,16 @@ def prefill(
       tokens: (batch, time), each row's prompt first and anything after it.
       lengths: (batch,) tokens of each prompt, 1 to time.
       capacity: positions that the cache gets room for.
-      dtype, cache_dtype: of the computation and of the cache (default: the same).
-      long: LongRoPE list, "short" or "long", or (batch,) booleans.
+      dtype: of the computation and of the cache.
+      long: LongRoPE list, "short" or "long", or (batch,) booleans; "auto" goes by the length of each prompt. The cache
+        remembers it.
       every: logits of every token, not of the last of each prompt.
 
     Returns:
       (logits (batch, vocab) of the token after each prompt, or (batch, time, vocab); cache).
     """
-    kept_keys, kept_values = [], []
+    kept_keys: list[jax.Array] = []
+    kept_values: list[jax.Array] = []
     positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
 
     def of_layer(i: int) -> Attention:
@@ -69,17 +69,21 @@ def prefill(
 
         def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             for kept, new in ((kept_keys, k), (kept_values, v)):
-                kept.append(_remember(new, lengths, slots, layout).astype(cache_dtype or dtype))
-            return attend(q, k, v, mask, cfg.softmax_scale, attention)
+                kept.append(_remember(new, lengths, slots, layout).astype(dtype))
+            return attend(q, k, v, mask, cfg.softmax_scale)
 
         return run
 
+    if cfg.longrope and isinstance(long, str) and long == "auto":
+        long = lengths > cfg.longrope.original_context
     hidden = _hidden(params, tokens, positions, cfg, long, of_layer, dtype, layout)
     if not every:
         last = P(join(layout.batch), None, None)
         pick = lambda h, n: jnp.take_along_axis(h, (n - 1)[:, None, None], axis=1)  # noqa: E731
         hidden = per_device(pick, (last, P(join(layout.batch))), last, layout.put(hidden, last), lengths)[:, 0]
-    return _logits(hidden, params, cfg, layout), KVCache(kept_keys, kept_values, lengths)
+    rows = jnp.full_like(lengths, long == "long", dtype=bool) if isinstance(long, str) else long
+    cache = KVCache(kept_keys, kept_values, lengths, None if cfg.longrope is None else rows)
+    return _logits(hidden, params, cfg, layout), cache
 
 
 def step(
@@ -93,13 +97,14 @@ def step(
     long: str | jax.Array = "auto",
     layout: Layout = ANYWHERE,
 ) -> tuple[jax.Array, KVCache]:
-    """Reads one more token a row.
+    """Reads one more token per row.
 
     Args:
       params: of `unstack`.
       token: (batch,).
       cache: of `prefill` or an earlier step; its position is cache.lengths.
       extent: positions that are read: at least max(cache.lengths) + 1, or the capacity.
+      long: as given to `prefill`; "auto" is what the cache remembers.
 
     Returns:
       (logits (batch, vocab) of the next token, cache).
@@ -114,8 +119,10 @@ def step(
 
         return run
 
+    if cache.long is not None and isinstance(long, str) and long == "auto":
+        long = cache.long
     hidden = _hidden(params, token[:, None], position[:, None], cfg, long, of_layer, dtype, layout)
-    return _logits(hidden[:, 0], params, cfg, layout), KVCache(keys, values, position + 1)
+    return _logits(hidden[:, 0], params, cfg, layout), KVCache(keys, values, position + 1, cache.long)
 
 
 def _hidden(

@@ -15,19 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from phi3_jax import checks
 from phi3_jax.configs import ModelConfig
+from phi3_jax.data.continuation import Continuation
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference import decode
-from phi3_jax.inference.sampling import Kind, Sampling, choose
-from phi3_jax.loading import Model
+from phi3_jax.inference.cache import KVCache
+from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
+from phi3_jax.interop import templates
+from phi3_jax.interop.loading import Model, token_ids
 from phi3_jax.models.decoder import hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
 SHORTEST = 32  # least bucket of prompt lengths
 STRIDE = 128  # least bucket of positions read
-STOPS = ("<|end|>", "<|endoftext|>", "</s>")
 Ids = Sequence[int]
 
 
@@ -36,7 +39,8 @@ class Completion:
     """A reply.
 
     Attributes:
-      ids: its tokens, without the stop id; text: decoded, cut before a stop string.
+      ids: its tokens, without the stop id; text: what they add to the prompt's text (`data.continuation`), cut before a
+        stop string.
       logprobs: of each token under the model, in nats.
       finish: "stop" (a stop id or string) or "length".
       prompt_tokens: of the prompt.
@@ -73,20 +77,28 @@ class Engine:
       model: of `phi3_jax.load`. Its parameters are used as they are, a layer each.
       batch: rows at a time.
       layout: how activations lie on a mesh, of `sharding.rules.layout_of`, where the parameters are sharded.
-      rope_regime: LongRoPE list: "short", "long", or "auto": long for the rows whose prompt and max_new_tokens together
-        exceed the original context, decided before the first token, so that it never changes inside a reply.
+      rope_regime: LongRoPE list: "short", "long", or "auto": long for the rows that read more tokens than the original
+        context (the prompt and max_new_tokens - 1: the last is not read), decided before the first token, so that it never
+        changes inside a reply.
     """
 
     def __init__(self, model: Model, batch: int = 8, *, layout: Layout = ANYWHERE, rope_regime: str = "auto") -> None:
-        if batch < 1:
-            raise UserError(f"batch={batch} must be 1 or more")
+        batch = checks.integer(batch, "batch", 1)
         if rope_regime not in REGIMES:
             raise UserError(f"rope_regime={rope_regime!r}; valid: {', '.join(REGIMES)}")
         self.config: ModelConfig = model.config
         self.tokenizer: Tokenizer | None = model.tokenizer
+        assert model.stop_ids is not None  # a model fills them in
+        self.stop_ids: tuple[int, ...] = model.stop_ids
+        self._kept = model.kept
         self.batch, self._layout, self._regime = batch, layout, rope_regime
         self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
         self.compilations = 0
+
+    @functools.cached_property
+    def template(self) -> templates.Template:
+        """The model's chat template, of `templates.template_of`, which raises UserError where it has none."""
+        return templates.template_of(self._kept, self.config)
 
     # ------------------------------------------------------------------------------------------ programs
 
@@ -94,7 +106,7 @@ class Engine:
         """`run` compiled, its compilations counted."""
 
         @functools.wraps(run)
-        def counted(*args, **options):
+        def counted(*args: Any, **options: Any) -> Any:
             self.compilations += 1
             return run(*args, **options)
 
@@ -103,26 +115,41 @@ class Engine:
 
     @functools.cached_property
     def _prefill(self) -> Callable[..., Any]:
-        def run(params, tokens, lengths, long, capacity):
-            options = dict(dtype=self._dtype, long=long, layout=self._layout)
-            return decode.prefill(params, tokens, lengths, self.config, capacity, **options)
+        def run(
+            params: decode.Tree, tokens: jax.Array, lengths: jax.Array, long: str | jax.Array, capacity: int
+        ) -> tuple[jax.Array, KVCache]:
+            return decode.prefill(
+                params, tokens, lengths, self.config, capacity, dtype=self._dtype, long=long, layout=self._layout
+            )
 
         return self._program(run, "capacity")
 
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
-        def run(params, token, cache, long, extent):
-            options = dict(dtype=self._dtype, long=long, layout=self._layout)
-            return decode.step(params, token, cache, self.config, extent, **options)
+        def run(
+            params: decode.Tree, token: jax.Array, cache: KVCache, long: str | jax.Array, extent: int
+        ) -> tuple[jax.Array, KVCache]:
+            return decode.step(
+                params, token, cache, self.config, extent, dtype=self._dtype, long=long, layout=self._layout
+            )
 
         return self._program(run, "extent", donate=(2,))
 
     @functools.cached_property
     def _scores(self) -> Callable[..., Any]:
-        def run(params, tokens, starts, lengths, last, long, count):
+        def run(
+            params: decode.Tree,
+            tokens: jax.Array,
+            starts: jax.Array,
+            lengths: jax.Array,
+            last: jax.Array,
+            long: str | jax.Array,
+            count: int,
+        ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
             """Of `count` tokens after each start, and of `last` (batch, choices) after the whole row."""
-            options = dict(dtype=self._dtype, rope_regime=long, layout=self._layout)
-            hidden = hidden_states(params, tokens, self.config, **options)
+            hidden = hidden_states(
+                params, tokens, self.config, dtype=self._dtype, rope_regime=long, layout=self._layout
+            )
             at = jnp.minimum(starts[:, None] + jnp.arange(count), lengths[:, None] - 1)
             logits = logits_of(jnp.take_along_axis(hidden, at[..., None], axis=1), params, self.config)
             logprobs, best = jax.nn.log_softmax(logits), jnp.argmax(logits, axis=-1)
@@ -138,11 +165,12 @@ class Engine:
         """Whether one LongRoPE list, or none, serves every row."""
         return self.config.longrope is None or self._regime != "auto"
 
-    def _long(self, ends: Sequence[int]) -> str | jax.Array:
+    def _long(self, ends: np.ndarray) -> str | jax.Array:
         """The LongRoPE choice for rows that end with so many tokens."""
-        if self._fixed:
-            return "short" if self.config.longrope is None else self._regime
-        return jnp.asarray(np.asarray(ends) > self.config.longrope.original_context)
+        longrope = self.config.longrope
+        if longrope is None or self._fixed:
+            return "short" if longrope is None else self._regime
+        return jnp.asarray(ends > longrope.original_context)
 
     # ------------------------------------------------------------------------------------------ generation
 
@@ -150,26 +178,18 @@ class Engine:
         """Token ids of a prompt.
 
         Raises:
-          UserError: an empty prompt, text without a tokenizer, ids outside the vocabulary.
+          UserError: an empty prompt, text without a tokenizer, ids that are no whole numbers or outside the vocabulary.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise UserError(f"{self.config.name} came without a tokenizer; give token ids, or add its files")
             prompt = self.tokenizer.encode(prompt)
-        ids = [int(i) for i in prompt]
-        if not ids:
+        ids = token_ids(prompt, self.config, "a string or a list of integers")
+        if ids.ndim != 1:
+            raise UserError(f"a prompt of shape {ids.shape}; give a string or a list of integers")
+        if not ids.size:
             raise UserError("the prompt is empty; give at least one token")
-        if bad := [i for i in ids if not 0 <= i < self.config.vocab]:
-            raise UserError(f"token id {bad[0]} is outside the vocabulary: 0 to {self.config.vocab - 1}")
-        return ids
-
-    @functools.cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a reply: the tokenizer's end, and the end of a turn."""
-        if self.tokenizer is None:
-            return ()
-        special = self.tokenizer.special_tokens
-        return tuple(sorted({self.tokenizer.eos_id, *(special[s] for s in STOPS if s in special)}))
+        return ids.tolist()
 
     def generate(
         self,
@@ -193,8 +213,11 @@ class Engine:
         Raises:
           UserError: see `encode`; a prompt that leaves no room in the context; a stop string without a tokenizer.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens} must be 1 or more")
+        max_new_tokens = checks.integer(max_new_tokens, "max_new_tokens", 1)
+        if isinstance(prompts, str) or not len(prompts):
+            raise UserError(f"prompts={prompts!r:.60}; give a list with one prompt at least")
+        if isinstance(stop, str) or not all(isinstance(s, str) for s in stop):
+            raise UserError(f"stop={stop!r:.60}; give a list of strings")
         if any(not s for s in stop):
             raise UserError("a stop string is empty; leave it out")
         if stop and self.tokenizer is None:
@@ -206,9 +229,11 @@ class Engine:
                     f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} exceed the context of {context} by "
                     f"{over}; shorten the prompt or ask for fewer"
                 )
-        ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
+        ends = (
+            self.stop_ids if stop_ids is None else token_ids(list(stop_ids), self.config, "a list of integers").tolist()
+        )
         replies = [
-            _Reply(i, len(ids), self.tokenizer, tuple(stop), frozenset(ends), on_text) for i, ids in enumerate(encoded)
+            _Reply(i, ids, self.tokenizer, tuple(stop), frozenset(ends), on_text) for i, ids in enumerate(encoded)
         ]
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
         for start in range(0, len(order), self.batch):
@@ -223,7 +248,7 @@ class Engine:
         tokens, lengths = np.zeros((rows, time), np.int32), np.ones(rows, np.int32)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], lengths[i] = ids, len(ids)
-        long = self._long([n + more for n in lengths])
+        long = self._long(lengths + (more - 1))  # the last token is never read
         numbers, kind = sampling.numbers(), sampling.kind
         names = np.array([r.row for r in replies] + [0] * (rows - len(replies)), np.uint32)
         keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
@@ -233,13 +258,32 @@ class Engine:
         pending = None  # the step before is read while the next one runs
         for i in range(more):
             token, logprob, seen = _choose(logits, keys, cache.lengths, kind, numbers, seen)
-            if pending is not None and not _read(alive, *pending):
+            if pending is not None and not self._read(alive, *pending):
                 return
             pending = token, logprob
             if i + 1 < more:
                 extent = bucket(longest + i + 1, STRIDE, capacity)
                 logits, cache = self._step(self._params, token, cache, long, extent)
-        _read(alive, *pending)
+        assert pending is not None  # `more` is 1 at least
+        self._read(alive, *pending)
+
+    def _read(self, alive: list[_Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
+        """Hands each row its token; whether any row goes on."""
+        ids, nats = np.asarray(tokens), np.asarray(logprobs)
+        for i, reply in enumerate(alive):
+            if reply is not None:
+                self._finite(nats[i])
+                alive[i] = reply if reply.take(int(ids[i]), float(nats[i])) else None
+        return any(reply is not None for reply in alive)
+
+    def _finite(self, logprobs: np.ndarray) -> None:
+        """Refuses what would look like a reply or a score and is none."""
+        if not np.isfinite(logprobs).all():
+            bad = np.ravel(logprobs)[~np.isfinite(np.ravel(logprobs))][0]
+            raise UserError(
+                f"{self.config.name} computes a log-probability of {bad}: its weights are not finite, or beyond what "
+                f"{self._dtype.name} computes with; check them, or load the model with dtype=float32"
+            )
 
     # ------------------------------------------------------------------------------------------ scoring
 
@@ -266,7 +310,8 @@ class Engine:
             if whole[-1] not in choices:
                 choices.append(whole[-1])
             places.append((key, choices.index(whole[-1]), len(continuation)))
-        found, wanted = {}, sorted(asked, key=lambda key: (-len(key[0]), key))
+        found: dict[tuple[tuple[int, ...], int], tuple[np.ndarray, ...]] = {}
+        wanted = sorted(asked, key=lambda key: (-len(key[0]), key))
         for start in range(0, len(wanted), self.batch):
             part = wanted[start : start + self.batch]
             found |= zip(part, self._score(part, [asked[key] for key in part]), strict=True)
@@ -274,6 +319,7 @@ class Engine:
         for key, choice, tokens in places:
             inner, right, final, top = found[key]
             logprob = inner[: tokens - 1].sum(dtype=np.float64) + final[choice]
+            self._finite(logprob)
             results.append(Score(float(logprob), bool(right[: tokens - 1].all() and top[choice]), tokens))
         return results
 
@@ -300,7 +346,14 @@ def _keys(low: jax.Array, high: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _choose(logits, keys, positions, kind: Kind, numbers, seen):
+def _choose(
+    logits: jax.Array,
+    keys: jax.Array,
+    positions: jax.Array,
+    kind: Kind,
+    numbers: Numbers,
+    seen: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Next tokens, their log-probabilities, and what the penalty falls on from now on."""
     token, logprob = choose(logits, jax.vmap(jax.random.fold_in)(keys, positions), kind, numbers, seen)
     if seen is not None:
@@ -314,33 +367,24 @@ def _seen(tokens: jax.Array, lengths: jax.Array, vocab: int) -> jax.Array:
     return jnp.zeros((len(tokens), vocab), bool).at[rows, tokens].max(real)
 
 
-def _read(alive: list[_Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
-    """Hands each row its token; whether any row goes on."""
-    tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-    for i, reply in enumerate(alive):
-        if reply is not None and not reply.take(int(tokens[i]), float(logprobs[i])):
-            alive[i] = None
-    return any(reply is not None for reply in alive)
-
-
 class _Reply:
     """One row's tokens and text, and where it stops."""
 
     def __init__(
         self,
         row: int,
-        prompt_tokens: int,
+        prompt: list[int],
         tokenizer: Tokenizer | None,
         stop: tuple[str, ...],
         stop_ids: frozenset[int],
         on_text: Callable[[int, str], None] | None,
     ) -> None:
-        self.row, self._prompt, self._tokenizer = row, prompt_tokens, tokenizer
+        self.row, self._prompt = row, len(prompt)
+        self._decoded = None if tokenizer is None else Continuation(tokenizer, prompt)
         self._stop, self._stop_ids, self._on_text = stop, stop_ids, on_text
         self._ids: list[int] = []
         self._logprobs: list[float] = []
-        self._text, self._said, self._settled, self._finish = "", 0, 0, "length"
-        self._before, self._is_cut = "", False  # text of the settled ids; whether a stop string ended it
+        self._text, self._said, self._finish = "", 0, "length"
 
     def take(self, token: int, logprob: float) -> bool:
         """Adds a token; False when the reply has ended."""
@@ -349,51 +393,32 @@ class _Reply:
             return False
         self._ids.append(token)
         self._logprobs.append(logprob)
-        if self._tokenizer is None or not (self._stop or self._on_text):
+        if self._decoded is None:
             return True
-        self._decode()
-        if (cut := self._cut()) is not None:
-            self._text, self._finish, self._is_cut = self._text[:cut], "stop", True
+        if self._write(self._decoded.add(token)):
             return False
         self._say(held=max([_overlap(self._text, s) for s in self._stop], default=0))
         return True
 
-    def _decode(self) -> None:
-        """Brings the text up to date, decoding the last ids only.
+    def _write(self, piece: str) -> bool:
+        """Adds to the text; whether a stop string ended it, which is cut off."""
+        self._text += piece
+        found = [self._text.find(s, max(0, len(self._text) - len(piece) - len(s))) for s in self._stop] if piece else []
+        if any(i >= 0 for i in found):
+            self._text, self._finish, self._decoded = self._text[: min(i for i in found if i >= 0)], "stop", None
+            return True
+        return False
 
-        A token may change how the ones before it are spelled (bytes of one character, blanks between words), but not
-        those before a token that ended in a whole character.
-        """
-        tail = self._tokenizer.decode(self._ids[self._settled :])
-        lead = self._tokenizer.decode(self._ids[self._settled : -1])
-        self._text = self._before + tail
-        if len(self._ids) - self._settled > 16 and not lead.endswith("\ufffd") and tail.startswith(lead):
-            keep = len(self._ids) - 8
-            head = self._tokenizer.decode(self._ids[self._settled : keep])
-            rest = self._tokenizer.decode(self._ids[keep:])
-            if head + rest == tail:  # not so where a tokenizer drops a leading blank
-                self._before, self._settled = self._before + head, keep
-
-    def _cut(self) -> int | None:
-        found = [self._text.find(s, max(0, self._said - len(s))) for s in self._stop]
-        return min((i for i in found if i >= 0), default=None)
-
-    def _say(self, held: int) -> None:
-        if self._on_text is None:
-            return
+    def _say(self, held: int = 0) -> None:
         end = len(self._text) - held
-        while end > self._said and self._text[end - 1] == "\ufffd":  # perhaps the start of a character
-            end -= 1
-        if end > self._said:
+        if self._on_text is not None and end > self._said:
             self._on_text(self.row, self._text[self._said : end])
             self._said = end
 
     def finished(self) -> Completion:
-        if self._tokenizer is not None:
-            if not self._is_cut:
-                self._text = self._tokenizer.decode(self._ids)
-            if self._on_text is not None and len(self._text) > self._said:
-                self._on_text(self.row, self._text[self._said :])
+        if self._decoded is not None:
+            self._write(self._decoded.end())
+        self._say()
         return Completion(self._ids, self._text, self._logprobs, self._finish, self._prompt)
 
 

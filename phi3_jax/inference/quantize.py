@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-import shutil
-import time
+import operator
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from phi3_jax import commands, loading
-from phi3_jax.configs import ModelConfig, RunConfig
-from phi3_jax.data import loader
-from phi3_jax.data.corpora import text
-from phi3_jax.errors import UserError
+from phi3_jax.configs import ModelConfig
 from phi3_jax.interop import huggingface, quantized
 from phi3_jax.models.attention import attend
-from phi3_jax.models.decoder import default_positions, embed, hidden_states, layer, logits_of, mask_of
+from phi3_jax.models.decoder import default_positions, embed, layer, mask_of
 from phi3_jax.models.layers import norm
 from phi3_jax.models.quantized import FORMATS, Format, Product
 from phi3_jax.models.rotary import rope_table
-from phi3_jax.study import run_from_dict
-from phi3_jax.training import streaming
-from phi3_jax.training.step import eval_step
-from phi3_jax.training.train import evaluate
 
-WINDOW = 512  # tokens a window of text
 LARGE, MEASURED = 10**9, 2048  # a model of so many parameters is measured on so many tokens at most: minutes on a CPU
 SHRINK = np.linspace(1.0, 0.7, 13)  # scales that are tried, beside that of the largest weight
 BLOCK = 128  # columns between two updates of all later ones (arXiv:2210.17323, section 3.3)
@@ -197,8 +185,8 @@ class _Recorder(Product):
 def _fit(matrix: np.ndarray, now: _Recorder, once: _Recorder, name: str) -> np.ndarray:
     """Blocks of a matrix that meets `now` where the unrounded model meets `once`."""
     pairs = list(zip(now.seen, once.seen, strict=True))
-    moments = sum(np.asarray(x.T @ x, np.float64) for x, _ in pairs)
-    drift = sum(np.asarray((y - x).T @ x, np.float64) for x, y in pairs)
+    moments = functools.reduce(operator.add, (np.asarray(x.T @ x, np.float64) for x, _ in pairs))
+    drift = functools.reduce(operator.add, (np.asarray((y - x).T @ x, np.float64) for x, y in pairs))
     return calibrate_matrix(matrix, moments, name, drift)
 
 
@@ -243,12 +231,12 @@ def calibrated(
     gains = {k: get(k) for k in specs if k.startswith("final_norm.")}
     yield from ((leaf, None, part) for leaf, part in gains.items())
     if "unembedding" in specs:
-        now, once = (_Recorder(jnp.asarray(get("unembedding")), 1) for _ in range(2))
+        mine, theirs = (_Recorder(jnp.asarray(get("unembedding")), 1) for _ in range(2))
         last = {k.removeprefix("final_norm."): jnp.asarray(v) for k, v in gains.items()}
         for x, y in zip(states, exact, strict=True):
-            now.apply(norm(x, last, cfg))
-            once.apply(norm(y, last, cfg))
-        yield "unembedding", None, _fit(get("unembedding").T, now, once, name)
+            mine.apply(norm(x, last, cfg))
+            theirs.apply(norm(y, last, cfg))
+        yield "unembedding", None, _fit(get("unembedding").T, mine, theirs, name)
     if "unembedding_bias" in specs:
         yield "unembedding_bias", None, get("unembedding_bias")
 
@@ -267,169 +255,11 @@ def _through(
         positions = default_positions(batch["tokens"], segments) if positions is None else positions
         mask = mask_of(cfg, i, segments, positions)
         see = functools.partial(attend, mask=mask, scale=cfg.softmax_scale)
-        out.append(layer(x, tree, rope_table(positions, cfg), cfg, see))
+        out.append(layer(x, tree, rope_table(positions, cfg, segments=segments), cfg, see))
     return out
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """What a model is calibrated on and measured with: its own data set, or windows of text.
-
-    Attributes:
-      what: a line that says so.
-      calibration: batches.
-      measure: params -> {(task, metric): value}.
-    """
-
-    what: str
-    calibration: list[Batch]
-    measure: Callable[[Any], dict[tuple[str, str], float]]
-
-
-def material(source: Path, cfg: ModelConfig, tokenizer: Any, tokens: int, given: Path | None) -> Material | None:
-    """Of a run with its data set at hand: that; else text, of `given` or of the Python documentation; None without either.
-
-    Args:
-      source: the run's folder.
-      tokens: to calibrate on, and of text to measure on (at most MEASURED where the model is LARGE).
-    """
-    record = huggingface.read_json(source / "config.json")["config"]
-    folder = Path((record.get("data") or {}).get("folder", ""))
-    if given is None and (folder / "manifest.json").is_file():
-        ds, run = loader.open_dataset(folder), dataclasses.replace(run_from_dict(record), strategy="dp")
-        batches = loader.train_batches(ds, max(1, tokens // ds.window), seed=run.seed + 1)
-        names = ("tokens", "segments", "positions")
-        first = {k: jnp.asarray(v) for k, v in batches[0].items() if k in names}
-        return Material(f"its own data set, {folder}", [first], functools.partial(_meters, ds, run))
-    if tokenizer is None:
-        return None
-    windows = list(_windows(given, tokenizer, min(WINDOW, cfg.context), tokens))
-    if cfg.matrix_params >= LARGE:
-        windows[1] = windows[1][: max(1, MEASURED // windows[1].shape[1])]
-    what = f"{windows[1].size:,} tokens of {given or 'the Python documentation'}"
-    calibration = [{"tokens": jnp.asarray(w)} for w in np.array_split(windows[0], -(-len(windows[0]) // 4))]
-    return Material(what, calibration, functools.partial(_text_loss, cfg, windows[1]))
-
-
-def _windows(given: Path | None, tokenizer: Any, time: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """(windows to calibrate on, others to measure on), (n, time) each."""
-    count = max(1, tokens // time)
-    kept: tuple[list[int], list[int]] = [], []
-    for document in text.documents("pydocs" if given is None else given):
-        side = kept[text.is_held_out(document.text, 0.5)]
-        if len(side) < count * time:
-            side += [*tokenizer.encode(document.text), tokenizer.eos_id]
-        if min(map(len, kept)) >= count * time:
-            break
-    if min(map(len, kept)) < time:
-        raise UserError(f"{given} has too little text for a window of {time} tokens; give a longer one, or none")
-    return tuple(
-        np.array(side[: len(side) // time * time][: count * time], np.int32).reshape(-1, time) for side in kept
-    )
-
-
-def _meters(ds: loader.Dataset, run: RunConfig, params: Any) -> dict[tuple[str, str], float]:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("replica", "data", "context", "tensor"))
-    rows = evaluate(ds, run, mesh, jax.jit(functools.partial(eval_step, run=run)), params)
-    return {(f"{r['suite']} {r['task']}", r["metric"]): r["value"] for r in rows if r and r["value"] is not None}
-
-
-def _text_loss(cfg: ModelConfig, windows: np.ndarray, params: Any) -> dict[tuple[str, str], float]:
-    @jax.jit
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        hidden = hidden_states(params, tokens, cfg)[:, :-1]
-        logits = logits_of(hidden, params, cfg)
-        picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
-
-    value = float(np.mean([loss(params, jnp.asarray(w[None])) for w in windows]))
-    return {("text", "loss"): value, ("text", "perplexity"): math.exp(value)}
-
-
 # ------------------------------------------------------------------------------------------------ the command
-
-FLAGS = {"model": str, "format": str, "out": str, "calibrate": bool, "text": str, "tokens": int}
-EXAMPLE = "--model runs/NAME --format q4_0 --out runs/NAME-q4"
-
-
-def command(arguments: Sequence[str]) -> None:
-    """The command: quantises a run, prints size, error of the weights, and what became of losses and probes."""
-    flags = commands.parse(arguments, FLAGS, ("model", "format", "out"), EXAMPLE)
-    tokens = flags.get("tokens", 8192)
-    if tokens < 0:
-        raise UserError(f"--tokens {tokens} must be 0 (measure nothing) or more")
-    if str(flags["model"]).startswith("hf:"):
-        raise UserError(
-            f"--model {flags['model']}: make it a run first (launch/convert.py --from {flags['model']} --to runs/NAME)"
-        )
-    start = time.perf_counter()
-    source, target, name = Path(flags["model"]), Path(flags["out"]), flags["format"]
-    if (source / quantized.RECORD).exists():
-        raise UserError(f"{source} is quantised already; name the run it was made from")
-    run, step = loading.find_run(source)
-    cfg = loading.run_config(run)
-    quantized.check_model(cfg, name)
-    reader = streaming.Reader(run / "checkpoints", "params.", step)
-    specs = huggingface.leaves_of(cfg)
-    reader.check({leaf: spec.shape for leaf, spec in specs.items()})
-    tokenizer = loading.tokenizer_of(run / loading.KEPT, run)
-    given = Path(flags["text"]) if "text" in flags else None
-    found = material(run, cfg, tokenizer, tokens, given) if tokens else None
-    if flags.get("calibrate") and found is None:
-        raise UserError(f"--calibrate needs tokens: {run} has neither data set nor tokenizer, or --tokens is 0")
-    errors, powers = [0.0], [0.0]
-
-    def compare(leaf: str, layer: int | None, blocks: np.ndarray) -> np.ndarray:
-        if quantized.is_quantised(specs[leaf]):
-            matrix = quantized.as_matrix(leaf, specs[leaf], np.asarray(reader.read(leaf, layer), np.float32))
-            errors[0] += float(np.square(matrix - dequantise(blocks, name, matrix.shape[1])).sum(dtype=np.float64))
-            powers[0] += float(np.square(matrix).sum(dtype=np.float64))
-        return blocks
-
-    def plain(leaf: str, layer: int | None) -> np.ndarray:
-        part = reader.read(leaf, layer)
-        if not quantized.is_quantised(specs[leaf]):
-            return part
-        return compare(leaf, layer, round_matrix(quantized.as_matrix(leaf, specs[leaf], part), name))
-
-    how = {"method": "calibrated" if flags.get("calibrate") else "rounded", "made_from": str(source)}
-    with commands.whole(target, quantized.stored_bytes(cfg, name), flag="--out") as folder:
-        if (run / loading.KEPT).is_dir():
-            shutil.copytree(run / loading.KEPT, folder / loading.KEPT)
-        record = huggingface.read_json(run / "config.json")
-        (folder / "config.json").write_text(
-            json.dumps(record | {"quantization": {"format": name, **how}}, indent=1) + "\n"
-        )
-        if flags.get("calibrate"):
-            made = {
-                (leaf, i): compare(leaf, i, part)
-                for leaf, i, part in calibrated(cfg, reader.read, found.calibration, name)
-            }
-            quantized.write(folder, cfg, name, lambda leaf, i: made.pop((leaf, i)), how)
-        else:
-            quantized.write(folder, cfg, name, plain, how)
-    size, count = quantized.stored_bytes(cfg, name), sum(s.size for s in specs.values())
-    before = sum(s.size * reader.dtypes[leaf].itemsize for leaf, s in specs.items())
-    print(
-        f"{cfg.label}: {name}, {how['method']}, {_bytes(size)} ({8 * size / count:.2f} bits a parameter, "
-        f"{before / size:.1f} times smaller), error of the weights {math.sqrt(errors[0] / max(powers[0], 1e-300)):.2%}, "
-        f"{time.perf_counter() - start:.1f} s, {target}"
-    )
-    if found is not None:
-        _print_change(found, source, target)
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.3f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
-
-
-def _print_change(found: Material, source: Path, target: Path) -> None:
-    first = found.measure(loading.load(source).params)
-    second = found.measure(loading.load(target).params)
-    print(f"measured on {found.what}:\n| what | before | after | change |\n| --- | --- | --- | --- |")
-    for key, value in first.items():
-        after = second.get(key, math.nan)
-        print(f"| {' '.join(key)} | {value:.4f} | {after:.4f} | {after - value:+.4f} |")

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from phi3_jax import checks
 from phi3_jax.errors import UserError
+
+ALL = 2**30  # top_k: more than any vocabulary has, and within 32 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Sampling:
       temperature: 0 takes the most likely token.
       top_k: 0 = all. top_p: 1 = all. min_p: 0 = all.
       repetition_penalty: 1 = none.
-      seed: rows draw from streams of their own, which depend on the seed, the row's number and the position only.
+      seed: 0 to 2**63 - 1; rows draw from streams of their own, which depend on seed, row number and position only.
     """
 
     temperature: float = 0.0
@@ -36,16 +39,18 @@ class Sampling:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (self.temperature >= 0, "0 or more"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 = none)"),
-            "seed": (0 <= self.seed < 2**63, "0 or more"),
+            "temperature": (lambda x: x == 0 or 1e-30 <= x <= 1e30, "0 (greedy), or 1e-30 to 1e30"),
+            "top_p": (lambda x: 0 < x <= 1, "above 0, at most 1"),
+            "min_p": (lambda x: 0 <= x <= 1, "0 to 1"),
+            "repetition_penalty": (lambda x: 1e-30 <= x <= 1e30, "above 0 (1 = none), 1e-30 to 1e30"),
         }
         for name, (ok, limit) in limits.items():
-            if not ok:
-                raise UserError(f"{name}={getattr(self, name)} must be {limit}")
+            value = checks.real(getattr(self, name), name, limit)
+            if not ok(value):
+                raise UserError(f"{name}={value:g} must be {limit}")
+            object.__setattr__(self, name, value)
+        for name, most in (("top_k", None), ("seed", 2**63 - 1)):
+            object.__setattr__(self, name, checks.integer(getattr(self, name), name, 0, most))
 
     @property
     def kind(self) -> Kind:
@@ -54,7 +59,7 @@ class Sampling:
 
     def numbers(self) -> Numbers:
         """The values, as arguments of a compiled program."""
-        return Numbers(self.temperature, self.top_k or 2**30, self.top_p, self.min_p, self.repetition_penalty)
+        return Numbers(self.temperature, min(self.top_k or ALL, ALL), self.top_p, self.min_p, self.repetition_penalty)
 
 
 class Kind(NamedTuple):
@@ -76,7 +81,7 @@ class Numbers(NamedTuple):
 def choose(
     logits: jax.Array, keys: jax.Array, kind: Kind, numbers: Numbers, seen: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token a row.
+    """Draws a token per row.
 
     Args:
       logits: (batch, vocab) float32.
@@ -88,6 +93,7 @@ def choose(
     """
     scores = logits
     if kind.penalty:
+        assert seen is not None  # what a penalty falls on comes with it
         punished = jnp.where(logits > 0, logits / numbers.penalty, logits * numbers.penalty)
         scores = jnp.where(seen, punished, logits)
     if kind.greedy:

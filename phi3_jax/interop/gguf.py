@@ -15,23 +15,22 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from phi3_jax import commands, loading
 from phi3_jax.configs import ModelConfig
-from phi3_jax.data import tokenizers
+from phi3_jax.data import stops, tokenizers
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.interop import convert, huggingface, quantized, safetensors
+from phi3_jax.interop import convert, huggingface, loading, quantized, safetensors
 from phi3_jax.models.quantized import FORMATS
 from phi3_jax.models.rotary import attention_factor
-from phi3_jax.training import streaming
+from phi3_jax.records import files, targets
+from phi3_jax.records.folder import KEPT
 
-FLAGS = {"model": str, "to": str, "format": str, "name": str}
 # Largest magnitude that a format holds: float16's, times the integers a float16 scale multiplies.
 LIMITS = {"F32": float(np.finfo(np.float32).max), "F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
 FILES = ("f16", "q8_0", "q4_0")
@@ -40,31 +39,30 @@ BLOCK = 32  # weights of a row that share a scale in q8_0 and q4_0
 _PHI3, _PHI3_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<s>", "</s>", "<unk>", "<|endoftext|>"}
 
 
-def command(arguments: Sequence[str]) -> None:
+def command(flags: Mapping[str, Any]) -> None:
     """The command: a GGUF file, or safetensors."""
-    flags = commands.parse(arguments, FLAGS, ("model", "to"), "--model runs/NAME --to gguf:NAME.Q4_0.gguf")
     start, model, (kind, _, target) = time.perf_counter(), flags["model"], flags["to"].partition(":")
     if kind not in ("gguf", "hf") or not target:
         raise UserError(f"--to {flags['to']}: write gguf:FILE or hf:FOLDER")
     if kind == "hf":
-        if lost := [f"--{f}" for f in ("format", "name") if f in flags]:
+        if lost := [f"--{f}" for f in ("format", "name") if flags[f]]:
             raise UserError(f"{' and '.join(lost)} has no meaning for --to hf:FOLDER, which keeps the stored dtype")
-        if model.startswith("hf:"):
+        if model.startswith("hf:") and not flags["adapter"]:
             raise UserError(f"--model {model} is a Hugging Face folder already; write --to gguf:FILE")
-        if (Path(model) / quantized.RECORD).exists():
+        if loading.is_quantised(model):
             raise UserError(f"{model} is quantised; export the run it was made from, or write --to gguf:FILE")
-        cfg, size = convert.export_run(Path(model), Path(target))
+        cfg, size = convert.export_run(model, Path(target), flags["adapter"])
         print(f"{cfg.label}: {cfg.name}, {size / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s, {flags['to']}")
         return
-    cfg, form, size, notice = export_gguf(model, Path(target), flags.get("format"), flags.get("name"))
+    cfg, form, size, notice = export_gguf(model, Path(target), flags["format"], flags["name"], flags["adapter"])
     weights = sum(math.prod(shape) for shape in huggingface.published_tensors(cfg).values())
     if notice:
         print(notice)
-    print(f"{cfg.label}: {form}, {size / 1e9:.2f} GB, {target}, {8 * size / weights:.2f} bits a weight")
+    print(f"{cfg.label}: {form}, {size / 1e9:.2f} GB, {target}, {8 * size / weights:.2f} bits per weight")
 
 
 def export_gguf(
-    model: str, target: Path, form: str | None = None, name: str | None = None
+    model: str, target: Path, form: str | None = None, name: str | None = None, adapter: str | None = None
 ) -> tuple[ModelConfig, str, int, str]:
     """Writes a model as one GGUF file; memory holds a few layers at a time.
 
@@ -73,6 +71,7 @@ def export_gguf(
       target: the file; must not exist.
       form: one of FILES; default: what the file's name says.
       name: general.name; default: the model's.
+      adapter: a run whose adapters are merged into the weights.
 
     Returns:
       The model, the format, the file's bytes, and a line for the user ("" where there is nothing to say).
@@ -85,7 +84,7 @@ def export_gguf(
     except ImportError:
         raise UserError("GGUF export needs the package gguf: pip install 'phi3_jax[gguf]'") from None
     form = _format(target, form)
-    source = _source(model)
+    source = _source(model, adapter)
     cfg = source.cfg
     factors = _check(cfg, form)
     if source.blocks and source.blocks.format != form:
@@ -105,21 +104,21 @@ def export_gguf(
         found = names.get_name(tensor, (".weight",)) or tensor
         writer.add_tensor_info(found, slot.shape, np.dtype(np.float32), slot.size, kind)
     with contextlib.ExitStack() as stack:
-        read = source.reader(stack)
-        partial = stack.enter_context(commands.whole(target, total, file=True))
+        partial = stack.enter_context(targets.whole(target, total, file=True))
         writer.write_header_to_file(partial)
         stack.callback(writer.close)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         start = writer.ggml_pad(partial.stat().st_size, writer.data_alignment)
-        os.posix_fallocate(writer.fout[0].fileno(), 0, start + total)  # a full disk is found out now
-        with safetensors.Files([partial], write=True) as files:
-            _write(files, partial, start, slots, cfg, form, read, factors)
+        file = writer.fout[0]  # type: ignore[index]  # open since its header was written
+        os.posix_fallocate(file.fileno(), 0, start + total)  # a full disk is found out now
+        with safetensors.Files([partial], write=True) as written:
+            _write(written, partial, start, slots, cfg, form, source.read, factors)
     return cfg, form, start + total, notice
 
 
 def _write(
-    files: safetensors.Files,
+    written: safetensors.Files,
     path: Path,
     start: int,
     slots: Mapping[str, Slot],
@@ -132,7 +131,7 @@ def _write(
 
     def put(tensor: str, at: int, rows: np.ndarray) -> int:
         data = rows if rows.dtype == np.uint8 else encode(rows, slots[tensor].kind, tensor)
-        files.write_at(path, start + slots[tensor].offset + at, data)
+        written.write_at(path, start + slots[tensor].offset + at, data)
         return data.nbytes
 
     def one(item: tuple[int | None, str, Any]) -> None:
@@ -218,7 +217,9 @@ def _format(target: Path, form: str | None) -> str:
 def _check(cfg: ModelConfig, form: str) -> Mapping[str, float]:
     """The factors to fold into the weights (`huggingface.folding`); UserError for what llama.cpp's phi3 cannot run."""
     odd = {
-        "experts": cfg.experts, "LayerNorm": cfg.norm != "rms", "gegelu": cfg.activation != "swiglu", "biases": cfg.bias,
+        f"the layout {cfg.layout}": cfg.layout != "phi3", "experts": cfg.experts, "LayerNorm": cfg.norm != "rms",
+        "biases": cfg.bias,
+        f"heads x head_dim = {cfg.inner} unlike its width of {cfg.embed}": cfg.inner != cfg.embed,
         "block-sparse attention": cfg.blocksparse, "masked tokens": cfg.dummy_tokens,
         "its own multipliers": (cfg.attention_divisor, cfg.attention_multiplier) != ("sqrt", 1.0)
         or (cfg.mup is None and (cfg.embed_multiplier, cfg.logit_divisor) != (1.0, 1.0)),
@@ -252,48 +253,26 @@ Read = Callable[[str, int | None], np.ndarray]  # (leaf, layer or None) -> that 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What is exported: the model, the folder with its tokenizer, and its run (None: `kept` has the weights too).
+    """What is exported: the model, the folder with its tokenizer, its run (None for a Hugging Face folder), what reads it.
 
     `blocks` is set for a quantised run.
     """
 
     cfg: ModelConfig
     kept: Path
-    run: Path | None = None
-    step: int | None = None
+    run: Path | None
+    read: Read
     blocks: quantized.Reader | None = None
 
-    def reader(self, stack: contextlib.ExitStack) -> Read:
-        if self.run is None:
-            return _folder_read(stack, self.kept, self.cfg)
-        if self.blocks:
-            return functools.partial(_blocks_of, self.blocks, huggingface.leaves_of(self.cfg))
-        reader = streaming.Reader(self.run / "checkpoints", "params.", self.step)
-        reader.check({leaf: spec.shape for leaf, spec in huggingface.leaves_of(self.cfg).items()})
-        return reader.read
 
-
-def _source(model: str) -> _Source:
-    if model.startswith("hf:"):
-        return _Source(loading.folder_config(Path(model[3:])), Path(model[3:]))
-    rounded = (Path(model) / quantized.RECORD).exists()
-    run, step = (Path(model), None) if rounded else loading.find_run(Path(model))
-    cfg = loading.run_config(run)
-    return _Source(cfg, run / loading.KEPT, run, step, quantized.Reader(run, cfg) if rounded else None)
-
-
-def _folder_read(stack: contextlib.ExitStack, path: Path, cfg: ModelConfig) -> Read:
-    folder, specs = huggingface.open_folder(path, cfg), huggingface.leaves_of(cfg)
-    files = stack.enter_context(safetensors.Files({e.path for e in folder.entries.values()}))
-
-    def read(leaf: str, layer: int | None) -> np.ndarray:
-        shape = specs[leaf].shape
-        part = np.empty(shape if layer is None else shape[1:], folder.dtypes[leaf])
-        for tensor in huggingface.tensors_of(leaf, specs[leaf], cfg, part, layer):
-            huggingface.read_tensor(files, folder.entries[tensor.name], tensor)
-        return part
-
-    return read
+def _source(model: str, adapter: str | None = None) -> _Source:
+    if loading.is_quantised(model) and not adapter:
+        run, cfg = Path(model), loading.run_config(Path(model))
+        blocks = quantized.Reader(run, cfg)
+        read = functools.partial(_blocks_of, blocks, huggingface.leaves_of(cfg))
+        return _Source(cfg, run / KEPT, run, read, blocks)
+    weights = loading.open_weights(model, adapter=adapter)
+    return _Source(weights.config, weights.kept, weights.run, weights.part)
 
 
 def _blocks_of(reader: quantized.Reader, specs: Mapping[str, Any], leaf: str, layer: int | None) -> np.ndarray:
@@ -425,6 +404,16 @@ def _vocabulary(kept: Path, tokenizer: tokenizers.Tokenizer | None, size: int) -
             f"notice: llama.cpp would cut text otherwise than this {tokenizer.kind} tokenizer; the file holds no "
             "vocabulary, so give token ids"
         )
+    special, known = tokenizer.special_tokens, vocabulary.known.special_token_ids
+    listed = set(stops.stop_ids(tokenizer, kept, size)) - {known.get("eos")}
+    # llama.cpp finds the usual ends by their text; of others it takes two.
+    others = sorted(listed - {special[s] for s in stops.TURN_ENDS if s in special})
+    known |= dict(zip(("eot", "eom"), others, strict=False))
+    if lost := others[2:]:
+        return vocabulary, (
+            f"notice: a GGUF file names an end, an end of turn and an end of message; {', '.join(map(str, lost))} of "
+            "eos_token_id will end no reply in llama.cpp, give it as a stop there"
+        )
     return vocabulary, ""
 
 
@@ -448,7 +437,7 @@ def _fill_bpe(vocabulary: Vocabulary, kept: Path, tokenizer: tokenizers.Tokenize
     A token's score is -id, as in the sentencepiece models of the family; where the joins are not in the order of the
     ids, the joins' order.
     """
-    spec = huggingface.read_json(kept / "tokenizer.json")
+    spec = files.read_json(kept / "tokenizer.json")
     model = spec["model"]
     steps = json.dumps([spec.get("normalizer"), spec.get("pre_tokenizer")], ensure_ascii=False)
     ids, byte_texts = model["vocab"], {f"<0x{i:02X}>" for i in range(256)}
@@ -462,7 +451,7 @@ def _fill_bpe(vocabulary: Vocabulary, kept: Path, tokenizer: tokenizers.Tokenize
     in_order = list(joins) == sorted(joins)
     for text, i in ids.items():
         vocabulary.put(i, text, float(-i if in_order else -joins.get(i, 0)), "BYTE" if text in byte_texts else "NORMAL")
-    for token in spec.get("added_tokens", ()):
+    for token in spec.get("added_tokens") or ():
         kind = "CONTROL" if token["content"] in tokenizer.special_tokens else "USER_DEFINED"
         vocabulary.put(token["id"], token["content"], -1000.0, kind)
     vocabulary.known.special_token_ids.setdefault("eos", tokenizer.eos_id)

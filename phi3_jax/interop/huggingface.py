@@ -8,24 +8,24 @@ same lines read and write.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
+from phi3_jax import finite
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.interop import safetensors
-from phi3_jax.models.spec import ParamSpec, param_specs
+from phi3_jax.models.spec import ParamSpec, named_specs
 
 BLOCK_BYTES = 32 << 20  # of a tensor in flight in each thread
 THREADS = 2
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq$")  # buffers that early releases kept
 
 
@@ -39,10 +39,8 @@ class Tensor:
 
 
 def leaves_of(cfg: ModelConfig) -> dict[str, ParamSpec]:
-    """{"blocks.qkv.weight": its ParamSpec, ..}, the largest first, which keeps the peak of memory low."""
-    pairs = jax.tree_util.tree_leaves_with_path(param_specs(cfg), is_leaf=lambda x: isinstance(x, ParamSpec))
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): spec for path, spec in pairs}
-    return dict(sorted(named.items(), key=lambda item: -item[1].size))
+    """`named_specs`, the largest first, which keeps the peak of memory low."""
+    return dict(sorted(named_specs(cfg).items(), key=lambda item: -item[1].size))
 
 
 def tensors_of(leaf: str, spec: ParamSpec, cfg: ModelConfig, part: np.ndarray, layer: int | None) -> list[Tensor]:
@@ -64,7 +62,7 @@ def tensors_of(leaf: str, spec: ParamSpec, cfg: ModelConfig, part: np.ndarray, l
         named = ((name.replace("{expert}", str(e)), part[e]) for e in range(part.shape[0]))
         return [t for n, w in named for t in ([_matrix(n, w.T)] if kind == "down" else _gate_up(n, w))]
     if kind == "gate_up":
-        interleaved = cfg.activation == "gegelu"
+        interleaved = cfg.layout == "phi3small"
         view = part.transpose(
             ((2, 1, 0) if interleaved else (1, 2, 0)) if matrix else (1, 0) if interleaved else (0, 1)
         )
@@ -98,7 +96,7 @@ def _qkv(name: str, cfg: ModelConfig, part: np.ndarray, matrix: bool) -> list[Te
     split = [rows[:, :r], rows[:, r], rows[:, r + 1]]
     if "{q,k,v}" in name:
         return [_joined(name.replace("{q,k,v}", n), [v], matrix) for n, v in zip("qkv", split, strict=True)]
-    return [_joined(name, [rows] if cfg.activation == "gegelu" else split, matrix)]
+    return [_joined(name, [rows] if cfg.layout == "phi3small" else split, matrix)]
 
 
 def published_tensors(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -148,13 +146,26 @@ def blocks_of(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def read_tensor(files: safetensors.Files, entry: safetensors.Entry, tensor: Tensor) -> None:
+    """Reads a published tensor to where its views are, in their dtype; the stored one may be narrower, or float64.
+
+    Raises:
+      UserError: it holds NaN or infinities.
+    """
+    stored, odd = safetensors.READ[entry.dtype], 0
     for offset, view in blocks_of(tensor):
-        if view.flags.c_contiguous:
+        if view.flags.c_contiguous and view.dtype == stored:
+            block = view
             files.read_into(entry.path, entry.offset + offset, view)
         else:
-            block = np.empty(view.shape, view.dtype)
-            files.read_into(entry.path, entry.offset + offset, block)
+            block = np.empty(view.shape, stored)
+            files.read_into(entry.path, entry.offset + offset // view.itemsize * stored.itemsize, block)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and found below
+                block = block.astype(view.dtype, copy=False)
             copy_into(view, block)
+        if not finite.is_finite(block):
+            odd += finite.count_odd(block)
+    if odd:
+        raise finite.error(entry.path, tensor.name, odd, math.prod(tensor.shape))
 
 
 # ------------------------------------------------------------------------------------------------ import
@@ -180,16 +191,21 @@ class Folder:
 def open_folder(path: str | Path, config: ModelConfig) -> Folder:
     """Checks every tensor of the folder against the model, by name, shape and dtype.
 
+    A leaf whose layers are stored in several dtypes gets one that holds them all (bfloat16 and float16: float32), and
+    float64 becomes float32; a line on stderr says so. A tied model may store either name of its table.
+
     Raises:
-      UserError: naming every tensor that is missing, not part of the model, misshapen or of a dtype that is not
-        float32, bfloat16 or float16.
+      UserError: naming every tensor that is missing, not part of the model, misshapen or of a dtype that is no float of 16,
+        32 or 64 bits.
     """
     path = Path(path)
     entries = {k: v for k, v in safetensors.find(path).items() if not _IGNORED.match(k)}
     wanted = published_tensors(config)
-    if config.tied and "lm_head.weight" in entries:
+    if config.tied and HEAD in entries:
+        if TABLE not in entries:
+            entries[TABLE] = entries[HEAD]
         _check_tied(path, entries)
-        del entries["lm_head.weight"]
+        del entries[HEAD]
     both = [k for k in wanted if k in entries]
     lists = {
         "missing": [k for k in wanted if k not in entries],
@@ -197,47 +213,53 @@ def open_folder(path: str | Path, config: ModelConfig) -> Folder:
         "misshapen": [
             f"{k} {list(entries[k].shape)} instead of {list(wanted[k])}" for k in both if entries[k].shape != wanted[k]
         ],
-        "of a dtype other than F32, BF16, F16": [
-            f"{k} {entries[k].dtype}" for k in both if entries[k].dtype not in safetensors.DTYPES
+        "of a dtype other than F64, F32, BF16, F16": [
+            f"{k} {entries[k].dtype}" for k in both if entries[k].dtype not in safetensors.READ
         ],
     }
     problems = [f"{len(names)} tensors {what}: {', '.join(names)}" for what, names in lists.items() if names]
     if problems:
         raise UserError(f"{path} does not fit its config.json ({config.name}): {'; '.join(problems)}")
-    dtypes, mixed = _leaf_dtypes(config, entries)
-    if mixed:
-        raise UserError(f"{path} mixes dtypes between layers of {', '.join(mixed)}; save it in one dtype")
-    return Folder(path, config, entries, dtypes)
+    return Folder(path, config, entries, _leaf_dtypes(path, config, entries))
 
 
-def _leaf_dtypes(cfg: ModelConfig, entries: Mapping[str, safetensors.Entry]) -> tuple[dict[str, np.dtype], list[str]]:
+def _leaf_dtypes(path: Path, cfg: ModelConfig, entries: Mapping[str, safetensors.Entry]) -> dict[str, np.dtype]:
+    """The dtype of each leaf; a line on stderr where it is not the stored one."""
     found: dict[str, set[str]] = {}
     for layer, leaf, spec in parts_of(cfg):
         shape = spec.shape if layer is None else spec.shape[1:]
         empty = np.broadcast_to(np.zeros((), np.float32), shape)
         names = (t.name for t in tensors_of(leaf, spec, cfg, empty, layer))
         found.setdefault(leaf, set()).update(entries[n].dtype for n in names)
-    dtypes = {leaf: safetensors.DTYPES[min(kinds)] for leaf, kinds in found.items()}
-    return dtypes, [leaf for leaf, kinds in found.items() if len(kinds) > 1]
+    for what, leaves in (
+        ("float64, and are read as float32", [leaf for leaf, kinds in found.items() if "F64" in kinds]),
+        ("several dtypes, and are read as the wider one", [leaf for leaf, kinds in found.items() if len(kinds) > 1]),
+    ):
+        if leaves:
+            print(f"note: {path}: weights of {', '.join(leaves)} are stored in {what}", file=sys.stderr)
+    return {
+        leaf: safetensors.DTYPES[min(kinds)] if len(kinds) == 1 and min(kinds) in safetensors.DTYPES else np.dtype("f4")
+        for leaf, kinds in found.items()
+    }
 
 
 def _check_tied(path: Path, entries: Mapping[str, safetensors.Entry]) -> None:
     """A stored output matrix of a tied model must be the embedding."""
-    head, table = entries["lm_head.weight"], entries.get("model.embed_tokens.weight")
-    if table is None:
+    head, table = entries[HEAD], entries[TABLE]
+    if head is table:
         return
-    same = (head.dtype, head.shape) == (table.dtype, table.shape) and head.dtype in safetensors.DTYPES
+    same = (head.dtype, head.shape) == (table.dtype, table.shape) and head.dtype in safetensors.READ
     if same:
         with safetensors.Files({head.path, table.path}) as files:
             step = max(1, BLOCK_BYTES // (head.shape[1] * 4))
             for row in range(0, head.shape[0], step):
                 parts = []
                 for entry in (head, table):
-                    dtype = safetensors.DTYPES[entry.dtype]
+                    dtype = safetensors.READ[entry.dtype]
                     part = np.empty((min(step, head.shape[0] - row), head.shape[1]), dtype)
                     files.read_into(entry.path, entry.offset + row * head.shape[1] * dtype.itemsize, part)
                     parts.append(part.view(np.uint8))
-                same = same and np.array_equal(*parts)
+                same = same and np.array_equal(parts[0], parts[1])
     if not same:
         raise UserError(
             f"{path}: config.json ties the embeddings, but lm_head.weight differs from model.embed_tokens.weight; set "
@@ -245,19 +267,23 @@ def _check_tied(path: Path, entries: Mapping[str, safetensors.Entry]) -> None:
         )
 
 
+def read_part(folder: Folder, leaf: str, layer: int | None) -> np.ndarray:
+    """One layer of a leaf; all of a leaf without layers where `layer` is None."""
+    spec = leaves_of(folder.config)[leaf]
+    part = np.empty(spec.shape if layer is None else spec.shape[1:], folder.dtypes[leaf])
+    with safetensors.Files({e.path for e in folder.entries.values()}) as files:
+        for tensor in tensors_of(leaf, spec, folder.config, part, layer):
+            read_tensor(files, folder.entries[tensor.name], tensor)
+    return part
+
+
 def read_parts(folder: Folder, leaf: str, put: Callable[[int | None, np.ndarray], None]) -> None:
     """Reads a leaf layer by layer, in a few threads, and gives each layer (or, unstacked, the whole) to `put`."""
-    spec, cfg = leaves_of(folder.config)[leaf], folder.config
-    stacked = spec.axes[0] == "layers"
-
-    def one(layer: int | None) -> None:
-        part = np.empty(spec.shape[1:] if stacked else spec.shape, folder.dtypes[leaf])
-        for tensor in tensors_of(leaf, spec, cfg, part, layer):
-            read_tensor(files, folder.entries[tensor.name], tensor)
-        put(layer, part)
-
-    with safetensors.Files({e.path for e in folder.entries.values()}) as files, ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(one, range(cfg.layers) if stacked else [None]):
+    stacked = leaves_of(folder.config)[leaf].axes[0] == "layers"
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(
+            lambda layer: put(layer, read_part(folder, leaf, layer)), range(folder.config.layers) if stacked else [None]
+        ):
             pass
 
 
@@ -317,7 +343,7 @@ def folding(cfg: ModelConfig) -> dict[str, float]:
     plain = dataclasses.replace(cfg, mup=None).softmax_scale
     factors = {"queries": cfg.softmax_scale / plain, "blocks.out": cfg.residual_multiplier}
     factors["blocks.down"] = cfg.residual_multiplier
-    if cfg.activation != "gegelu":
+    if cfg.layout != "phi3small":
         factors |= {"embedding": cfg.embed_multiplier, "unembedding": 1.0 / (cfg.logit_divisor * cfg.width_ratio)}
     return {k: v for k, v in factors.items() if v != 1.0}
 
@@ -331,21 +357,13 @@ def scaled(leaf: str, part: np.ndarray, cfg: ModelConfig, factors: Mapping[str, 
 
 
 def kept_files(folder: Path) -> Iterable[Path]:
-    """What travels with the weights: config, tokenizer, chat template, code of the model; never weights or indexes."""
+    """What travels with the weights: config, tokenizer, template, code of the model; no weights, indexes or adapters."""
     kinds = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in kinds and not path.name.endswith(".index.json"):
+        if (
+            path.is_file()
+            and path.suffix in kinds
+            and not path.name.endswith(".index.json")
+            and not (safetensors.is_adapter(path.name))
+        ):
             yield path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError where the file is missing or is none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content

@@ -47,6 +47,9 @@ class _Weights(nnx.Module):
 class Linear(_Weights):
     """A projection: weight, maybe bias (as in `param_specs`), and the einsum that applies it."""
 
+    weight: nnx.Param
+    bias: nnx.Param  # maybe
+
     def __init__(self, tensors: dict[str, jax.Array], equation: str) -> None:
         super().__init__(tensors)
         self.equation = equation
@@ -82,7 +85,7 @@ class Block(nnx.Module):
         h = norm(x, self.mlp_norm.tensors(), cfg)
         if cfg.experts:
             tensors = {name: getattr(self, name).tensors() for name in ("router", "gate_up", "down")}
-            return x + cfg.residual_multiplier * experts.mixture(h, tensors, cfg)
+            return x + cfg.residual_multiplier * experts.mixture(h, tensors, cfg.experts)
         h = self.gate_up(h)
         return x + cfg.residual_multiplier * self.down(activate(h[:, :, 0], h[:, :, 1], cfg))
 
@@ -117,9 +120,9 @@ class Phi3(nnx.Module):
         if positions is None:
             positions = decoder.default_positions(tokens, segments)
         x = decoder.embed(outer["embedding"], tokens, cfg, self.dtype)
-        table = rope_table(positions, cfg, rope_regime, self.dtype)
+        table = rope_table(positions, cfg, rope_regime, self.dtype, segments)
         for index, block in enumerate(self.blocks):
-            sparse = None if decoder.is_dense(cfg, index) else cfg.blocksparse
+            sparse = None if cfg.is_dense(index) else cfg.blocksparse
             x = block(x, table, Mask(cfg.window_keys, sparse, segments, positions))
         return decoder.logits_of(norm(x, self.final_norm.tensors(), cfg), outer, cfg)
 

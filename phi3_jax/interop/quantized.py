@@ -8,7 +8,6 @@ that a damaged file is found when it is read.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,11 +16,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from phi3_jax import finite
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
+from phi3_jax.foreign import Fields
 from phi3_jax.interop import huggingface, safetensors
 from phi3_jax.models.quantized import FORMATS, QuantizedTensor, to_tiles
 from phi3_jax.models.spec import ParamSpec
+from phi3_jax.records import files
 
 WEIGHTS, RECORD = "quantized.safetensors", "quantized.json"
 
@@ -95,13 +97,13 @@ def write(
     """
     forms = {leaf: form_of(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items()}
     entries, sums = safetensors.plan(forms, folder, WEIGHTS), {}
-    with safetensors.Files({folder / WEIGHTS}, write=True) as files:
+    with safetensors.Files({folder / WEIGHTS}, write=True) as weights:
         for leaf, spec, layer in _parts(cfg):
             array = np.ascontiguousarray(part(leaf, layer), np.uint8 if is_quantised(spec) else np.float32)
             offset = entries[leaf].offset + (0 if layer is None else layer * array.nbytes)
-            files.write_at(folder / WEIGHTS, offset, array)
-            sums[_key(leaf, layer)] = hashlib.sha256(array.view(np.uint8)).hexdigest()
-    (folder / RECORD).write_text(json.dumps({"format": name, **how, "sha256": sums}, indent=1) + "\n")
+            weights.write_at(folder / WEIGHTS, offset, array)
+            sums[_key(leaf, layer)] = hashlib.sha256(array.view(np.uint8).data).hexdigest()
+    files.write_json(folder / RECORD, {"format": name, **how, "sha256": sums})
 
 
 def _key(leaf: str, layer: int | None) -> str:
@@ -113,11 +115,12 @@ class Reader:
 
     def __init__(self, folder: Path, cfg: ModelConfig) -> None:
         self.path, self._cfg = folder / WEIGHTS, cfg
-        self.record = huggingface.read_json(folder / RECORD)
-        try:
-            self.format, self._sums = self.record["format"], dict(self.record["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / RECORD} names no format and sha256; quantise the model again") from error
+        self.record = files.read_json(folder / RECORD)
+        fields = Fields(self.record, folder / RECORD)
+        self.format, sums = fields.text("format"), fields.inside("sha256")
+        if sums is None:
+            raise UserError(f"{folder / RECORD} names no sha256; quantise the model again")
+        self._sums = {name: sums.text(name) for name in sums.names()}
         check_model(cfg, self.format)
         self._entries = safetensors.header(self.path)
         for leaf, spec in huggingface.leaves_of(cfg).items():
@@ -129,15 +132,19 @@ class Reader:
         """uint8 blocks (rows, bytes) of a matrix, float32 of another tensor.
 
         Raises:
-          UserError: the file is damaged.
+          UserError: the file is damaged, or holds NaN or infinities.
         """
         entry = self._entries[leaf]
         shape = entry.shape if layer is None else entry.shape[1:]
         array = np.empty(shape, np.uint8 if entry.dtype == "U8" else np.float32)
-        with safetensors.Files({self.path}) as files:
-            files.read_into(self.path, entry.offset + (0 if layer is None else layer * array.nbytes), array)
-        if hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest() != self._sums.get(_key(leaf, layer)):
+        with safetensors.Files({self.path}) as weights:
+            weights.read_into(self.path, entry.offset + (0 if layer is None else layer * array.nbytes), array)
+        if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != self._sums.get(_key(leaf, layer)):
             raise UserError(f"{self.path} is damaged in {_key(leaf, layer)} (sha256 differs); quantise the model again")
+        floats = array
+        if entry.dtype == "U8":  # the scales; quants are whole numbers
+            floats = array.reshape(-1, FORMATS[self.format].group_bytes)[:, :2].copy().view(np.float16)
+        finite.require(floats, self.path, _key(leaf, layer))
         return array
 
     def params(self) -> dict[str, Any]:
@@ -148,8 +155,8 @@ class Reader:
             if is_quantised(spec):
                 shape = spec.shape if layer is None else spec.shape[1:]
                 tiles = to_tiles(array, self.format)
-                tiles = jnp.asarray(tiles if layer is None else tiles[None])
-                array = QuantizedTensor(tiles, self.format, shape, inputs_of(leaf, spec))
+                stacked = jnp.asarray(tiles if layer is None else tiles[None])
+                array = QuantizedTensor(stacked, self.format, shape, inputs_of(leaf, spec))
             else:
                 array = jnp.asarray(array if layer is None else array[None])
             place = tree if layer is None else tree["blocks"][layer]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,21 @@ from phi3_jax.models.kernels import blocksparse, chunked, cudnn, splash
 from phi3_jax.models.layout import explicit, join, per_device, spec_of, ways
 from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 __all__ = ["IMPLEMENTATIONS", "Mask", "attend", "reference"]
 
 
-def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, origin: Origin = ORIGIN) -> jax.Array:
-    """Plain attention with the whole score matrix; softmax in float32 or wider. Shapes as `attend`."""
+def reference(
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
+    mask: Mask,
+    scale: float,
+    origin: Origin = ORIGIN,
+) -> Float[jax.Array, "b t g r k"]:
+    """Plain attention with the whole score matrix; softmax in float32 or wider."""
     t, g, r = q.shape[1:4]
     scores = jnp.einsum("btgrk,bsgk->bgrts", q * jnp.asarray(scale, q.dtype), k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
@@ -94,7 +105,7 @@ def choose(implementation: str, problem: Problem) -> str:
         if obstacle := _KERNELS[implementation][1](problem):
             raise UserError(f"attention={implementation!r} cannot serve this: {obstacle}; use 'auto'")
         return implementation
-    skipped = []
+    skipped: list[str] = []
     for name in _AUTO.get(problem.platform, ("blocksparse", "chunked")):
         obstacle = _KERNELS[name][1](problem)
         if obstacle is None:
@@ -114,29 +125,24 @@ def platform_of(x: jax.Array) -> str:
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
     mask: Mask,
     scale: float,
     implementation: str = "auto",
-) -> jax.Array:
+) -> Float[jax.Array, "b t g r k"]:
     """Attention of queries over keys.
 
     On an explicit mesh each device computes its own rows, heads and queries; keys and values are gathered over a split
-    time.
+    time. Letters of shapes as in `decoder`.
 
     Args:
-      q: (batch, time, kv_heads, queries_per_kv, head_dim).
-      k, v: (batch, time, kv_heads, head_dim).
       mask: what each query may see.
       scale: factor on q.k.
       implementation: "reference" (the whole score matrix), "chunked" (causal blocks in XLA: skips the upper triangle),
         "blocksparse" (skips what phi-3-small's pattern leaves out), "splash" (TPU), "cudnn" (NVIDIA GPU); "auto" takes the
         fastest that can serve on the platform.
-
-    Returns:
-      (batch, time, kv_heads, queries_per_kv, head_dim).
 
     Raises:
       UserError: unknown implementation, or one that cannot serve.
@@ -152,9 +158,18 @@ def attend(
         tiles = splash.prepare(mask, q.shape, ways(mesh, heads), ways(mesh, time))
         tile_specs = splash.specs(tiles, mesh, P(join(heads), join(time))) if explicit(q) else P()
 
-    def part(q, k, v, segments, positions, tiles):
+    def part(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        segments: jax.Array | None,
+        positions: jax.Array | None,
+        tiles: Any,
+    ) -> jax.Array:
         if splits_time:
-            k, v, segments, positions = (_gathered(x, time) for x in (k, v, segments, positions))
+            k, v = _gathered(k, time), _gathered(v, time)
+            segments = None if segments is None else _gathered(segments, time)
+            positions = None if positions is None else _gathered(positions, time)
         origin = Origin(
             row=jax.lax.axis_index(time) * q.shape[1] if splits_time else None,
             head=jax.lax.axis_index(heads) * q.shape[2] * q.shape[3] if splits_heads else 0,
@@ -169,5 +184,5 @@ def attend(
     return per_device(part, specs, queries, q, k, v, mask.segments, mask.positions, tiles)
 
 
-def _gathered(x: jax.Array | None, axes: tuple[str, ...]) -> jax.Array | None:
-    return None if x is None else jax.lax.all_gather(x, axes, axis=1, tiled=True)
+def _gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True)

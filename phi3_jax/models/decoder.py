@@ -1,14 +1,14 @@
 """The decoder of the whole family: pure functions of (params, tokens, config).
 
-Einsum letters: b batch, t query time, s key time, d embed, g kv groups, r queries per group, k head_dim, f mlp,
-v vocab.
+Letters of shapes and einsums: b batch, t query time, s key time, d embed, g kv groups, r queries per group, k head_dim,
+f mlp, v vocab.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from phi3_jax.models.layout import ANYWHERE, Layout, explicit, join, spec_of
 from phi3_jax.models.quantized import Product, QuantizedTensor
 from phi3_jax.models.rotary import rope_table, rotate
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 Tree = Any
 # What a backward pass keeps of each layer; the rest is computed again.
 REMAT = {
@@ -35,14 +38,14 @@ REMAT = {
 
 
 def layer(
-    x: jax.Array,
+    x: Float[jax.Array, "b t d"],
     params: Tree,
-    table: jax.Array,
+    table: Float[jax.Array, "b t 2 k/2"],
     cfg: ModelConfig,
     attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     layout: Layout = ANYWHERE,
-) -> jax.Array:
-    """One pre-norm block: x (batch, time, embed) -> the same.
+) -> Float[jax.Array, "b t d"]:
+    """One pre-norm block.
 
     `attention` gets queries, keys and values of these tokens, rotated, and gives what `attention.attend` does; decoding
     brings the keys and values of earlier tokens in with it.
@@ -57,56 +60,46 @@ def layer(
     with jax.named_scope("mlp"):
         h = layout.put(norm(x, params["mlp_norm"], cfg), layout.inner())
         if cfg.experts:
-            return x + cfg.residual_multiplier * experts.mixture(h, params, cfg)
+            return x + cfg.residual_multiplier * experts.mixture(h, params, cfg.experts)
         gate, up = (name(y, "gate_up").squeeze(2) for y in linears(h, params["gate_up"], (1, 1), axis=1))
         return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], 1, layout.residual())
-
-
-def _period(cfg: ModelConfig) -> int:
-    """Layers after which the pattern of layers repeats (2 for phi-3-small's dense/sparse alternation)."""
-    sparse = cfg.blocksparse
-    return max(1, sparse.dense_every) if sparse else 1
-
-
-def is_dense(cfg: ModelConfig, index: int) -> bool:
-    """Whether layer `index` attends densely (phi-3-small's odd ones; all layers of the others)."""
-    sparse = cfg.blocksparse
-    return sparse is None or bool(sparse.dense_every and (index + 1) % sparse.dense_every == 0)
 
 
 def mask_of(
     cfg: ModelConfig, index: int, segments: jax.Array | None = None, positions: jax.Array | None = None
 ) -> Mask:
     """What a query of layer `index` may see."""
-    return Mask(cfg.window_keys, None if is_dense(cfg, index) else cfg.blocksparse, segments, positions)
+    return Mask(cfg.window_keys, None if cfg.is_dense(index) else cfg.blocksparse, segments, positions)
 
 
 def hidden_states(
     params: Tree,
-    tokens: jax.Array,
+    tokens: Int[jax.Array, "b t"],
     cfg: ModelConfig,
     *,
-    positions: jax.Array | None = None,
-    segments: jax.Array | None = None,
+    positions: Int[jax.Array, "b t"] | None = None,
+    segments: Int[jax.Array, "b t"] | None = None,
     dtype: jnp.dtype = jnp.float32,
     remat: str = "none",
     unroll: bool = False,
     attention: str = "auto",
-    rope_regime: str = "auto",
+    rope_regime: str | jax.Array = "auto",
     layout: Layout = ANYWHERE,
-) -> jax.Array:
-    """Final hidden states, after the last norm: (batch, time, embed) in `dtype`.
+) -> Float[jax.Array, "b t d"]:
+    """Final hidden states, after the last norm, in `dtype`.
 
     Args:
       params: tree of `param_specs(cfg)`; "blocks" may be a list of one-layer stacks, matrices `QuantizedTensor`.
-      tokens: (batch, time) integers below cfg.vocab.
-      positions: (batch, time); default 0..time-1, or restarting per document where `segments` is given.
-      segments: (batch, time) document numbers; attention never crosses them. Default: one document a row.
+      tokens: ids below cfg.vocab.
+      positions: default 0..time-1, or restarting per document where `segments` is given.
+      segments: document numbers; attention never crosses them. Padding has a number of its own (0 in our
+        data). Default: one document per row.
       dtype: compute dtype of the matrices.
       remat: what the backward pass keeps: "none" (everything), "dots", "names", "full" (nothing).
       unroll: layers one after the other in one program (fastest on CPU) instead of a scan over stacked layers.
       attention: implementation, see `attention.attend`.
-      rope_regime: LongRoPE list: "auto", "short" or "long".
+      rope_regime: LongRoPE list: "auto" (of each document by its own last position), "short", "long", or booleans, see
+        `rope_table`.
       layout: where activations lie on a mesh, and whether stored parameters have to be gathered, a layer at a time.
     """
     if remat not in REMAT:
@@ -116,8 +109,8 @@ def hidden_states(
     top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
     # Without the barrier XLA:CPU computes every sine again in every layer.
-    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype))
-    masks = [mask_of(cfg, i, segments, positions) for i in range(_period(cfg))]
+    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype, segments))
+    masks = [mask_of(cfg, i, segments, positions) for i in range(cfg.period)]
     attends = [lambda q, k, v, m=m: attend(q, k, v, m, cfg.softmax_scale, attention) for m in masks]
 
     def block(x: jax.Array, stacked: Tree, first: int = 0) -> jax.Array:
@@ -160,8 +153,8 @@ def _run_blocks(
     return x
 
 
-def default_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
-    """Positions 0..time-1, restarting where the segment number changes: (batch, time) int32."""
+def default_positions(tokens: Int[jax.Array, "b t"], segments: Int[jax.Array, "b t"] | None) -> Int[jax.Array, "b t"]:
+    """Positions 0..time-1, restarting where the segment number changes; int32."""
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if segments is None:
         return index
@@ -169,8 +162,10 @@ def default_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Arra
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def embed(table: jax.Array, tokens: jax.Array, cfg: ModelConfig, dtype: jnp.dtype) -> jax.Array:
-    """Looks tokens up and applies the embedding multiplier: (batch, time, embed)."""
+def embed(
+    table: Float[jax.Array, "v d"], tokens: Int[jax.Array, "b t"], cfg: ModelConfig, dtype: jnp.dtype
+) -> Float[jax.Array, "b t d"]:
+    """Looks tokens up and applies the embedding multiplier."""
     spec = P(*map(join, spec_of(tokens)), None) if explicit(tokens) else None
     if isinstance(table, QuantizedTensor):
         x = table.lookup(tokens)
@@ -189,16 +184,16 @@ def logit_scale(cfg: ModelConfig) -> float:
     return 1.0 / (cfg.logit_divisor * cfg.width_ratio)
 
 
-def dummy_mask(cfg: ModelConfig) -> jax.Array | None:
-    """(vocab,) True where a logit must never win (phi-3-small's unused ids), or None."""
+def dummy_mask(cfg: ModelConfig) -> Bool[jax.Array, " v"] | None:
+    """True where a logit must never win (phi-3-small's unused ids), or None."""
     if not cfg.dummy_tokens:
         return None
     ids = jnp.arange(cfg.vocab)
     return functools.reduce(jnp.logical_or, [(ids >= a) & (ids < b) for a, b in cfg.dummy_tokens])
 
 
-def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
-    """Float32 logits (..., vocab) of hidden states; product in the hidden dtype, then cast, scaled, masked."""
+def logits_of(hidden: Float[jax.Array, "... d"], params: Tree, cfg: ModelConfig) -> Float[jax.Array, "... v"]:
+    """Float32 logits of hidden states; product in the hidden dtype, then cast, scaled, masked."""
     matrix = output_matrix(params, cfg)
     if isinstance(matrix, Product):
         out = matrix.apply(hidden)
@@ -213,6 +208,6 @@ def logits_of(hidden: jax.Array, params: Tree, cfg: ModelConfig) -> jax.Array:
     return out if mask is None else jnp.where(mask, jnp.finfo(out.dtype).min, out)
 
 
-def forward(params: Tree, tokens: jax.Array, cfg: ModelConfig, **options: Any) -> jax.Array:
-    """Float32 logits (batch, time, vocab); options as `hidden_states`."""
+def forward(params: Tree, tokens: Int[jax.Array, "b t"], cfg: ModelConfig, **options: Any) -> Float[jax.Array, "b t v"]:
+    """Float32 logits; options as `hidden_states`."""
     return logits_of(hidden_states(params, tokens, cfg, **options), params, cfg)

@@ -5,24 +5,29 @@ Source: SparseMixer as published with phi-3.5-MoE (arXiv:2409.12136), evaluation
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from phi3_jax.configs import ModelConfig
+from phi3_jax.configs import Experts
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
-def route(scores: jax.Array, jitter: float) -> tuple[jax.Array, jax.Array]:
+def route(
+    scores: Float[jax.Array, "tokens experts"], jitter: float
+) -> tuple[Int[jax.Array, "tokens 2"], Float[jax.Array, "tokens 2"]]:
     """The two experts of each token and their weights.
 
     Args:
-      scores: (tokens, experts) router logits, float32 or wider.
+      scores: router logits, float32 or wider.
       jitter: router_jitter_noise; experts more than 2 jitter (relative to the larger of |score| and the best) below the
         best one are left out of its softmax.
 
     Returns:
-      (experts, weights), both (tokens, 2), best first. The weights do not sum to one: each comes from a softmax of its
+      (experts, weights), best first. The weights do not sum to one: each comes from a softmax of its
       own, the second one's without the first expert.
     """
     chosen, weights, left = [], [], scores
@@ -37,18 +42,18 @@ def route(scores: jax.Array, jitter: float) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate(chosen, axis=-1), jnp.concatenate(weights, axis=-1)
 
 
-def mixture(x: jax.Array, params: dict[str, Any], cfg: ModelConfig) -> jax.Array:
-    """x (batch, time, embed) through the two experts of each token: (batch, time, embed).
+def mixture(x: Float[jax.Array, "b t d"], params: dict[str, Any], experts: Experts) -> Float[jax.Array, "b t d"]:
+    """x through the two experts of each token.
 
     Tokens are sorted by expert, so that each expert's weights meet only the tokens that chose it.
     """
     flat = x.reshape(-1, x.shape[-1])
     scores = flat @ params["router"]["weight"].astype(x.dtype)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    chosen, weights = route(scores, cfg.experts.jitter)
+    chosen, weights = route(scores, experts.jitter)
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     token = order // 2
-    counts = jnp.bincount(chosen.reshape(-1), length=cfg.experts.count)
+    counts = jnp.bincount(chosen.reshape(-1), length=experts.count)
     rows, gate_up = flat[token], params["gate_up"]["weight"].astype(x.dtype)
     gate, up = (jax.lax.ragged_dot(rows, gate_up[:, :, i], counts) for i in range(2))
     out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, params["down"]["weight"].astype(x.dtype), counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,39 +63,52 @@ def flat(x: jax.Array, lead: int) -> jax.Array:
 def linear(x: jax.Array, params: dict[str, Any], inputs: int = 1, out: P | None = None) -> jax.Array:
     """Contracts the last `inputs` dimensions of x (batch, time, ...) with the weight's first ones; in x's dtype.
 
-    Computed as one product of two matrices where batch and time can be joined: with them apart, XLA:CPU would copy the
-    gradient of the result transposed to make the weight's gradient.
-
     Args:
       x: (batch, time, ...).
-      params: "weight", and "bias" where there is one.
+      params: "weight", "bias" where there is one, and "lora_a" and "lora_b" where there is an adapter (`lora.joined`).
       inputs: dimensions that contract.
       out: sharding of the result where the contracted dimensions are split over devices, whose parts have to be added.
     """
+    low = times(x, params["lora_a"], inputs, out) if "lora_a" in params else None
+    return _linear(x, params, low, inputs, out)
+
+
+def _linear(
+    x: jax.Array, params: dict[str, Any], low: jax.Array | None, inputs: int = 1, out: P | None = None
+) -> jax.Array:
+    """`linear`, of which `low` is x times "lora_a" (batch, time, rank)."""
+    y = times(x, params["weight"], inputs, out)
+    if low is not None:
+        y = y + times(low, params["lora_b"])
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+
+
+def times(x: jax.Array, weight: jax.Array | Product, inputs: int = 1, out: P | None = None) -> jax.Array:
+    """The product of `linear`, with its arguments.
+
+    Computed as one product of two matrices where batch and time can be joined: with them apart, XLA:CPU would copy the
+    gradient of the result transposed to make the weight's gradient.
+    """
     lead = x.ndim - inputs
-    if isinstance(params["weight"], Product):
-        y = params["weight"].apply(x)
-        return y + params["bias"].astype(x.dtype) if "bias" in params else y
-    if has_kernel(x, lead, params["weight"]):
-        matrix = params["weight"].reshape(math.prod(x.shape[lead:]), -1)
+    if isinstance(weight, Product):
+        return weight.apply(x)
+    if has_kernel(x, lead, weight):
+        matrix = weight.reshape(math.prod(x.shape[lead:]), -1)
         y = product(x.reshape(math.prod(x.shape[:lead]), -1), matrix)
-        y = y.reshape(*x.shape[:lead], *params["weight"].shape[inputs:])
-        return y + params["bias"].astype(x.dtype) if "bias" in params else y
-    weight = params["weight"].astype(x.dtype)
+        return y.reshape(*x.shape[:lead], *weight.shape[inputs:])
+    weight = weight.astype(x.dtype)
     spec, split = spec_of(x), spec_of(weight)
     adds = {axis for axes in split[:inputs] for axis in axes}
     if spec[1] or adds or jax.typeof(weight).sharding.spec.reduced:
         parts = P(*map(join, spec[:lead] + split[inputs:]), unreduced=adds)
         numbers = (tuple(range(lead, x.ndim)), tuple(range(inputs))), ((), ())
         y = jax.lax.dot_general(x, weight, numbers, out_sharding=parts)
-        y = jax.reshard(y, out) if adds else y
-    else:
-        y = flat(x, lead) @ flat(weight, inputs)
-        y = _reshape(y, (*x.shape[:lead], *weight.shape[inputs:]), {0: join(spec[0]), lead: join(split[inputs])})
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+        return jax.reshard(y, out) if adds else y
+    y = flat(x, lead) @ flat(weight, inputs)
+    return _reshape(y, (*x.shape[:lead], *weight.shape[inputs:]), {0: join(spec[0]), lead: join(split[inputs])})
 
 
-def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: int) -> list[jax.Array]:
+def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: int) -> Sequence[jax.Array]:
     """The products of x with the parts of a fused projection, cut along a weight axis.
 
     Cutting the weights costs less than cutting the activations they make, whose gradients would be joined again; not so
@@ -102,11 +116,14 @@ def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: 
     """
     if isinstance(params["weight"], Product) or (x.shape[1] == 1 and not explicit(x)):
         return jax.lax.split(linear(x, params), sizes, axis=axis + 1)
-    weights = jax.lax.split(params["weight"], sizes, axis=axis)
-    if "bias" not in params:
-        return [linear(x, {"weight": w}) for w in weights]
-    biases = jax.lax.split(params["bias"], sizes, axis=axis - 1)
-    return [linear(x, {"weight": w, "bias": b}) for w, b in zip(weights, biases, strict=True)]
+    axes = {
+        "weight": axis,
+        "bias": axis - 1,
+        "lora_b": axis,
+    }  # of B the rank is before its outputs, as x's dimension is
+    cut = {name: jax.lax.split(params[name], sizes, axis=at) for name, at in axes.items() if name in params}
+    low = times(x, params["lora_a"]) if "lora_a" in params else None
+    return [_linear(x, dict(zip(cut, part, strict=True)), low) for part in zip(*cut.values(), strict=True)]
 
 
 def has_kernel(x: jax.Array, lead: int, weight: jax.Array) -> bool:

@@ -56,7 +56,7 @@ class Layout:
         return P(join(self.batch), join(self.time), None)
 
     def decoding(self) -> Layout:
-        """The same for one token a row: nothing is split over time."""
+        """The same for one token per row: nothing is split over time."""
         return dataclasses.replace(self, residual_time=(), time=())
 
     def put(self, x: jax.Array, spec: P) -> jax.Array:

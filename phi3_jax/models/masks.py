@@ -18,7 +18,7 @@ class Mask:
     Attributes:
       window: number of keys a query sees, itself included; None = all earlier ones.
       blocksparse: per-head pattern, or None for dense.
-      segments: (batch, time) document numbers; 0 is padding. None = one document a row.
+      segments: (batch, time) document numbers; 0 is padding. None = one document per row.
       positions: (batch, time) positions inside each document, from which the block pattern counts, so that a packed
         document is masked as it is alone. None = the pattern counts from the row's start.
     """
@@ -57,15 +57,12 @@ def blocksparse_allowed(
 ) -> jax.Array:
     """Block pattern without causality: (..., heads, q, k) from q_pos (..., q) and k_pos (..., k).
 
-    Head h keeps key block K for query block Q when Q - K < local_blocks or (K + h step + 1) % vert_stride == 0,
-    step = max(1, vert_stride // heads) (Microsoft's block-sparse attention layer; h is the global head index: the
-    `heads` heads here start at `first` of `total`).
+    The `heads` heads here start at `first` of `total` (0: they are all).
     """
-    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // (total or heads))
     q_block = (q_pos // pattern.block)[..., None, :, None]
     k_block = (k_pos // pattern.block)[..., None, None, :]
     head = (first + jnp.arange(heads))[:, None, None]
-    return (q_block - k_block < pattern.local_blocks) | ((k_block + head * step + 1) % pattern.vert_stride == 0)
+    return pattern.keeps(q_block, k_block, pattern.shift(head, total or heads))
 
 
 def seen(mask: Mask, rows: slice, keys: slice, heads: tuple[int, int], origin: Origin = ORIGIN) -> jax.Array:

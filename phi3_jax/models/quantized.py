@@ -1,4 +1,4 @@
-"""Group-quantised matrices as leaves of the parameter tree: 4 or 8 bits a weight and a float16 scale a group.
+"""Group-quantised matrices as leaves of the parameter tree: 4 or 8 bits per weight and a float16 scale per group.
 
 `linear`, `embed` and the unembedding accept a `QuantizedTensor` where they accept an array. On a CPU the product runs in a
 compiled kernel where one can be had (`kernels.grouped`), elsewhere the matrix is widened first, in plain XLA.
@@ -40,7 +40,7 @@ FORMATS = MappingProxyType({"q4_0": Format(4, 32), "q8_0": Format(8, 32), "int4_
 
 
 class Product(abc.ABC):
-    """What may stand where a product's matrix is expected, beside an array."""
+    """What may stand where a product's matrix is expected, besides an array."""
 
     @abc.abstractmethod
     def apply(self, x: jax.Array) -> jax.Array:
@@ -83,7 +83,7 @@ class QuantizedTensor(Product):
     @property
     def T(self) -> QuantizedTensor:
         """The transposed table: what a tied model unembeds with."""
-        return self.replace(shape=self.shape[::-1], inputs=1 - self.inputs)
+        return dataclasses.replace(self, shape=self.shape[::-1], inputs=1 - self.inputs)
 
     def apply(self, x: jax.Array) -> jax.Array:
         """x (..., *inputs) times the matrix: (..., *outputs) in x's dtype."""
@@ -149,14 +149,3 @@ def to_tiles(blocks: np.ndarray, name: str) -> np.ndarray:
     quants = quants.reshape(*stack, -1, ROWS, groups, style.group // BLOCK * parts)
     quants = np.ascontiguousarray(np.moveaxis(quants, -3, -1)).view(np.uint8)
     return np.concatenate([scales, quants.reshape(*stack, -1, groups, ROWS * (style.group_bytes - 2))], axis=-1)
-
-
-def from_tiles(tiles: np.ndarray, name: str, rows: int) -> np.ndarray:
-    """The inverse of `to_tiles`: uint8 (..., rows, columns / group * group_bytes)."""
-    style = FORMATS[name]
-    *stack, count, groups, _ = tiles.shape
-    scales = np.moveaxis(tiles[..., : 2 * ROWS].reshape(*stack, count, groups, ROWS, 2), -2, -3)
-    quants = tiles[..., 2 * ROWS :].reshape(*stack, count, groups, style.group // BLOCK, style.bits, ROWS, 4)
-    quants = np.moveaxis(quants, -2, -5).reshape(*stack, count, ROWS, groups, style.group_bytes - 2)
-    blocks = np.concatenate([scales, quants], axis=-1)
-    return blocks.reshape(*stack, count * ROWS, groups * style.group_bytes)[..., :rows, :]

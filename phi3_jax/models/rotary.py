@@ -1,18 +1,25 @@
 """Rotary position embedding, with LongRoPE's two factor lists.
 
-Rotate-half ("neox") over the whole head_dim. Rules per member: facts of the released code, config.json of each.
+Rotate-half ("neox") over the whole head_dim. The rules of each member are those of its released code and config.json.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import LongRope, ModelConfig
 from phi3_jax.errors import UserError
+from phi3_jax.models.layout import explicit, join, per_device, spec_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 REGIMES = ("auto", "short", "long")
 
@@ -33,55 +40,86 @@ def attention_factor(longrope: LongRope, context: int, long: bool) -> float:
     return derived if long or longrope.mscale_when_short else 1.0
 
 
-def _table(
-    positions: jax.Array, cfg: ModelConfig, factors: tuple[float, ...] | None, scale: float, dtype: jnp.dtype
-) -> jax.Array:
-    """cos and sin (batch, time, 2, head_dim/2) for one factor list."""
+def reaches_beyond(
+    positions: Int[jax.Array, "b t"], segments: Int[jax.Array, "b t"] | None, context: int
+) -> Bool[jax.Array, "b t"] | Bool[jax.Array, "b 1"]:
+    """Whether the last position of each token's own document is `context` or more.
+
+    A document is what attention keeps together: the tokens of a row that have one number. So padding, which has a number
+    of its own, counts for no document.
+
+    Args:
+      segments: document numbers, any integers; None: each row is one document, and the result one column.
+      context: in tokens.
+    """
+    if segments is None:
+        return jnp.max(positions, axis=-1, keepdims=True) >= context
+
+    def part(positions: jax.Array, segments: jax.Array) -> jax.Array:
+        # The last entry with a token's number, in the order of (number, position), is its document's end.
+        numbers, ordered = jax.lax.sort((segments, positions), dimension=1, num_keys=2)
+        after = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(numbers, segments)
+        return jnp.take_along_axis(ordered, after - 1, axis=1) >= context
+
+    batch, time = map(join, spec_of(positions))
+    rows = P(batch, None)  # whole rows on each device: a document may lie on several
+    found = per_device(part, (rows, rows), rows, positions, segments)
+    return jax.reshard(found, P(batch, time)) if explicit(found) else found
+
+
+def _frequencies(cfg: ModelConfig, which: str | None) -> tuple[np.ndarray, float]:
+    """Radians per position (head_dim/2,), float64, and the factor on cos and sin, of one LongRoPE list or none."""
     half = cfg.head_dim // 2
     inverse = 1.0 / cfg.rope_base ** (np.arange(half, dtype=np.float64) * 2 / cfg.head_dim)
-    if factors is not None:
-        inverse = inverse / np.asarray(factors, np.float64)
-    angles = positions.astype(dtype)[..., None] * jnp.asarray(inverse, dtype)
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2) * scale
+    if cfg.longrope is None or which is None:
+        return inverse, 1.0
+    factors = getattr(cfg.longrope, which)
+    if factors is None:
+        raise UserError(
+            f"{cfg.name}: the {which} LongRoPE list is in no public source; take it from the checkpoint's "
+            f"config.json, or ask for rope_regime={'long' if which == 'short' else 'short'!r}"
+        )
+    scale = attention_factor(cfg.longrope, cfg.context, which == "long")
+    return inverse / np.asarray(factors, np.float64), scale
 
 
 def rope_table(
-    positions: jax.Array, cfg: ModelConfig, regime: str | jax.Array = "auto", dtype: jnp.dtype = jnp.float32
-) -> jax.Array:
-    """cos and sin for every position: (batch, time, 2, head_dim/2).
+    positions: Int[jax.Array, "b t"],
+    cfg: ModelConfig,
+    regime: str | Bool[jax.Array, " b"] | Bool[jax.Array, "b t"] = "auto",
+    dtype: jnp.dtype = jnp.float32,
+    segments: Int[jax.Array, "b t"] | None = None,
+) -> Float[jax.Array, "b t 2 k/2"]:
+    """cos and sin for every position.
 
     Args:
-      positions: (batch, time) integers.
-      regime: which LongRoPE list; "auto" decides per sequence: long when max(position) + 1 exceeds the original
-        context. Or (batch,) booleans, true for long: decoding decides before it knows the last position. Ignored without
-        LongRoPE.
+      regime: which LongRoPE list; "auto" decides per document: long when its last position + 1 exceeds the original
+        context. Or booleans, true for long: decoding decides before it knows the last position. Ignored without LongRoPE.
       dtype: compute dtype of the model; the table is in float32 or wider.
+      segments: document numbers, for "auto"; None: each row is one document.
     """
-    given = not isinstance(regime, str)
-    if not given and regime not in REGIMES:
+    if isinstance(regime, str) and regime not in REGIMES:
         raise UserError(f"rope_regime={regime!r}; valid: {', '.join(REGIMES)}")
     dtype = jnp.promote_types(dtype, jnp.float32)
-    rope = cfg.longrope
-    if rope is None:
-        return _table(positions, cfg, None, 1.0, dtype)
-    tables = {}
-    for which in ("short", "long") if given or regime == "auto" else (regime,):
-        factors = getattr(rope, which)
-        if factors is None:
-            raise UserError(
-                f"{cfg.name}: the {which} LongRoPE list is in no public source; take it from the checkpoint's "
-                f"config.json, or ask for rope_regime={'long' if which == 'short' else 'short'!r}"
-            )
-        tables[which] = _table(positions, cfg, factors, attention_factor(rope, cfg.context, which == "long"), dtype)
-    if not given and regime != "auto":
-        return tables[regime]
-    is_long = regime if given else jnp.max(positions, axis=-1) + 1 > rope.original_context
-    return jnp.where(is_long[:, None, None, None], tables["long"], tables["short"])
+    one_list = regime if isinstance(regime, str) and regime != "auto" else None
+    scale: float | jax.Array
+    if cfg.longrope is None or one_list:
+        frequencies, scale = _frequencies(cfg, one_list)
+        inverse = jnp.asarray(frequencies, dtype)
+    else:
+        long, short = _frequencies(cfg, "long"), _frequencies(cfg, "short")
+        if isinstance(regime, str):
+            regime = reaches_beyond(positions, segments, cfg.longrope.original_context)
+        is_long = regime[..., None] if regime.ndim == 2 else regime[:, None, None]
+        inverse = jnp.where(is_long, jnp.asarray(long[0], dtype), jnp.asarray(short[0], dtype))
+        scale = jnp.where(is_long, jnp.asarray(long[1], dtype), jnp.asarray(short[1], dtype))[..., None]
+    angles = positions.astype(dtype)[..., None] * inverse
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2) * scale
 
 
 @jax.custom_vjp
-def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Rotates x (batch, time, groups, heads, head_dim) by a table of `rope_table`; float32 or wider inside.
+def rotate(x: Float[jax.Array, "b t g r k"], table: Float[jax.Array, "b t 2 k/2"]) -> Float[jax.Array, "b t g r k"]:
+    """Rotates by a table of `rope_table`; float32 or wider inside.
 
     No gradient flows to the table. The gradient of x is the opposite rotation, written out because the
     automatic one pads and adds both halves.

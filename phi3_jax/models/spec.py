@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,11 +27,13 @@ class ParamSpec:
     Attributes:
       shape: sizes; stacked layers are axis 0.
       axes: logical names, e.g. ("layers", "embed", "kv_heads", "qkv", "head_dim"); None = never sharded.
-      role: "embedding", "hidden", "norm", "bias" or "unembedding".
+      role: "embedding", "hidden", "norm", "bias", "unembedding" or "adapter" (`models.lora`).
       init: "normal", "uniform", "ones" or "zeros".
       std: standard deviation of "normal", half width of "uniform".
       hf: name in the published checkpoints; "{layer}" and "{expert}" stand for the numbers of those along the stacked
         dimensions. `interop.huggingface` knows the layouts.
+      inputs: of a hidden matrix, the dimensions that a product sums over.
+      parts: sizes along the first unnamed dimension of the matrices that are stored side by side; () where it is one.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +42,20 @@ class ParamSpec:
     init: str = "normal"
     std: float = 0.0
     hf: str = ""
+    inputs: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Of a hidden matrix, the dimensions of its result."""
+        return tuple(
+            i for i, axis in enumerate(self.axes) if i not in self.inputs and axis not in ("layers", "experts")
+        )
+
+    @property
+    def parts_axis(self) -> int:
+        """The dimension along which matrices are stored side by side."""
+        return self.axes.index(None)
 
     @property
     def size(self) -> int:
@@ -62,7 +78,7 @@ def _hidden_std(cfg: ModelConfig, fan_in: int, residual_output: bool) -> float:
     """
     if cfg.mup:
         return fan_in**-0.5 * ((2 * cfg.mup.base_layers) ** -0.5 if residual_output else 1.0)
-    if residual_output and cfg.activation == "gegelu" and fan_in == cfg.mlp:
+    if residual_output and cfg.layout == "phi3small" and fan_in == cfg.mlp:
         return cfg.init_std / math.sqrt(2 * cfg.layers)
     return cfg.init_std
 
@@ -84,16 +100,20 @@ def _linear_specs(
     inputs: int,
     hf: str,
     residual_output: bool = False,
+    parts: tuple[int, ...] = (),
 ) -> dict[str, ParamSpec]:
     """A stacked linear map whose first `inputs` dimensions contract; its bias has the others."""
     fan_in = math.prod(shape[:inputs])
     hf, std = f"model.layers.{{layer}}.{hf}", _hidden_std(cfg, fan_in, residual_output)
-    weight = ParamSpec((cfg.layers, *shape), ("layers", *axes), "hidden", std=std, hf=f"{hf}.weight")
+    weight = ParamSpec(
+        (cfg.layers, *shape), ("layers", *axes), "hidden", std=std, hf=f"{hf}.weight",
+        inputs=tuple(range(1, inputs + 1)), parts=parts,
+    )  # fmt: skip
     if not cfg.bias:
         return {"weight": weight}
     # PyTorch's default, which Microsoft's initialiser leaves untouched; muP starts biases at zero.
-    init = ("zeros", 0.0) if cfg.mup else ("uniform", fan_in**-0.5)
-    bias = ParamSpec((cfg.layers, *shape[inputs:]), ("layers", *axes[inputs:]), "bias", *init, hf=f"{hf}.bias")
+    init, std = ("zeros", 0.0) if cfg.mup else ("uniform", fan_in**-0.5)
+    bias = ParamSpec((cfg.layers, *shape[inputs:]), ("layers", *axes[inputs:]), "bias", init, std, f"{hf}.bias")
     return {"weight": weight, "bias": bias}
 
 
@@ -106,9 +126,9 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """
     d, g, r, k = cfg.embed, cfg.kv_heads, cfg.queries_per_kv, cfg.head_dim
     embed_std = (cfg.mup.embed_std if not cfg.tied else cfg.init_std) if cfg.mup else cfg.init_std
-    small = cfg.activation == "gegelu"
+    small = cfg.layout == "phi3small"
     qkv, out = ("query_key_value", "dense") if small else ("qkv_proj", "o_proj")
-    if cfg.experts:
+    if cfg.layout == "phimoe":
         qkv = "{q,k,v}_proj"
     layer = "model.layers.{layer}"
     specs: dict[str, Any] = {
@@ -117,12 +137,14 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         ),
         "blocks": {
             "attention_norm": _norm_specs(cfg, f"{layer}.input_layernorm"),
-            "qkv": _linear_specs(cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1, f"self_attn.{qkv}"),
+            "qkv": _linear_specs(
+                cfg, (d, g, r + 2, k), ("embed", "kv_heads", None, "head_dim"), 1, f"self_attn.{qkv}", parts=(r, 1, 1)
+            ),
             "out": _linear_specs(
                 cfg, (g, r, k, d), ("kv_heads", None, "head_dim", "embed"), 3, f"self_attn.{out}", residual_output=True
             ),
             "mlp_norm": _norm_specs(cfg, f"{layer}.post_attention_layernorm"),
-            **(_expert_specs(cfg) if cfg.experts else _mlp_specs(cfg)),
+            **(_expert_specs(cfg, cfg.experts.count) if cfg.experts else _mlp_specs(cfg)),
         },
         "final_norm": _norm_specs(cfg, "model.final_layernorm" if small else "model.norm"),
     }
@@ -138,25 +160,28 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _mlp_specs(cfg: ModelConfig) -> dict[str, Any]:
-    d, f, gate_up = cfg.embed, cfg.mlp, "mlp.up_proj" if cfg.activation == "gegelu" else "mlp.gate_up_proj"
+    d, f, gate_up = cfg.embed, cfg.mlp, "mlp.up_proj" if cfg.layout == "phi3small" else "mlp.gate_up_proj"
     return {
-        "gate_up": _linear_specs(cfg, (d, 2, f), ("embed", None, "mlp"), 1, gate_up),
+        "gate_up": _linear_specs(cfg, (d, 2, f), ("embed", None, "mlp"), 1, gate_up, parts=(1, 1)),
         "down": _linear_specs(cfg, (f, d), ("mlp", "embed"), 1, "mlp.down_proj", residual_output=True),
     }
 
 
-def _expert_specs(cfg: ModelConfig) -> dict[str, Any]:
-    """Router and experts of phi-3.5-MoE; none of them has a bias."""
-    count, d, f, hf = cfg.experts.count, cfg.embed, cfg.mlp, "model.layers.{layer}.block_sparse_moe"
+def _expert_specs(cfg: ModelConfig, count: int) -> dict[str, Any]:
+    """Router and `count` experts of phi-3.5-MoE; none of them has a bias."""
+    d, f, hf = cfg.embed, cfg.mlp, "model.layers.{layer}.block_sparse_moe"
 
-    def weight(shape: tuple[int, ...], axes: tuple[str | None, ...], name: str, fan_in: int) -> dict[str, ParamSpec]:
-        axes, std = ("layers", *axes), _hidden_std(cfg, fan_in, name.endswith("w2"))
-        return {"weight": ParamSpec((cfg.layers, *shape), axes, "hidden", std=std, hf=f"{hf}.{name}.weight")}
+    def weight(
+        shape: tuple[int, ...], axes: tuple[str | None, ...], name: str, summed: int, parts: tuple[int, ...] = ()
+    ) -> dict[str, ParamSpec]:
+        shape, axes = (cfg.layers, *shape), ("layers", *axes)
+        std, hf_name = _hidden_std(cfg, shape[summed], name.endswith("w2")), f"{hf}.{name}.weight"
+        return {"weight": ParamSpec(shape, axes, "hidden", std=std, hf=hf_name, inputs=(summed,), parts=parts)}
 
     return {
-        "router": weight((d, count), ("embed", None), "gate", d),
-        "gate_up": weight((count, d, 2, f), ("experts", "embed", None, "mlp"), "experts.{expert}.{w1,w3}", d),
-        "down": weight((count, f, d), ("experts", "mlp", "embed"), "experts.{expert}.w2", f),
+        "router": weight((d, count), ("embed", None), "gate", 1),
+        "gate_up": weight((count, d, 2, f), ("experts", "embed", None, "mlp"), "experts.{expert}.{w1,w3}", 2, (1, 1)),
+        "down": weight((count, f, d), ("experts", "mlp", "embed"), "experts.{expert}.w2", 2),
     }
 
 
@@ -165,25 +190,56 @@ def map_specs(fn: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
     return jax.tree.map(fn, specs, is_leaf=lambda x: isinstance(x, ParamSpec))
 
 
-def count_params(cfg: ModelConfig) -> int:
-    """Exact number of parameters, without allocating any."""
-    return sum(s.size for s in jax.tree.leaves(map_specs(lambda s: s, param_specs(cfg)), is_leaf=_is_spec))
+def named_specs(cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """{"blocks.qkv.weight": its ParamSpec, ..} of every parameter, in the order of jax's leaves (sorted at each level).
+
+    These names are the only ones: checkpoints, exports, plans and messages use them.
+    """
+    return named(param_specs(cfg), is_leaf=lambda x: isinstance(x, ParamSpec))
 
 
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, ParamSpec)
+def named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """{name: leaf} of a tree that is shaped like the parameters, by the names of `named_specs`."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+
+
+def name_of(path: Any) -> str:
+    """The name of the parameter at a path of jax's."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def count_params(cfg: ModelConfig, role: str | None = None) -> int:
+    """Exact number of parameters (of one role), without allocating any."""
+    return sum(spec.size for spec in named_specs(cfg).values() if role in (None, spec.role))
 
 
 def init_params(cfg: ModelConfig, seed: int) -> Tree:
-    """Initial fp32 parameters; each tensor's values depend on the seed and its own path only."""
+    """Initial fp32 parameters of a model."""
+    return initial(param_specs(cfg), seed)
+
+
+def initial(specs: Tree, seed: int) -> Tree:
+    """Initial fp32 values of a tree of ParamSpec; each tensor's depend on the seed and its own path only."""
     root = jax.random.key(seed)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(param_specs(cfg), is_leaf=_is_spec)
-    values = []
-    for path, spec in leaves:
-        name = jax.tree_util.keystr(path)
-        salt = zlib.crc32(name.encode()) & 0x7FFFFFFF
-        values.append(spec.initialise(jax.random.fold_in(root, salt)))
-    return jax.tree.unflatten(treedef, values)
+
+    def one(path: Any, spec: ParamSpec) -> jax.Array:
+        # Initial values hang on this spelling, ['blocks']['qkv']['weight'], which was once jax's own: it stays.
+        spelt = "".join(f"['{part}']" for part in name_of(path).split("."))
+        return spec.initialise(jax.random.fold_in(root, zlib.crc32(spelt.encode()) & 0x7FFFFFFF))
+
+    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=lambda x: isinstance(x, ParamSpec))
+
+
+def named_tree(cfg: ModelConfig, values: Mapping[str, Any]) -> Tree:
+    """The tree of the parameters with the values of these names: the inverse of `named`."""
+    return shaped(param_specs(cfg), values)
+
+
+def shaped(specs: Tree, values: Mapping[str, Any]) -> Tree:
+    """A tree shaped like `specs` with the values of these names."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: values[name_of(path)], specs, is_leaf=lambda x: isinstance(x, ParamSpec)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,10 +257,10 @@ def multipliers(cfg: ModelConfig, spec: ParamSpec) -> Multipliers:
 
     With m_N = width ratio, m_L = depth ratio, a = alpha: hidden matrices learn at m_N^-1 m_L^(a-1) and decay with
     m_N, so that lr * wd does not depend on width. Gains and biases inside blocks learn at m_L^(a-1). Without muP
-    every factor is 1. Norm gains and biases never decay.
+    every factor is 1. Norm gains and biases never decay. Adapters have no factor under muP either: they learn as PEFT's.
     """
     decays = 0.0 if spec.role in ("norm", "bias") else 1.0
-    if cfg.mup is None:
+    if cfg.mup is None or spec.role == "adapter":
         return Multipliers(1.0, decays, 1.0)
     width, depth, alpha = cfg.width_ratio, cfg.depth_ratio, cfg.mup.alpha
     in_block = spec.axes[0] == "layers"

@@ -1,4 +1,4 @@
-"""The training step, compiled for TPUs that are not there, and what the compiler says of it beside the plan.
+"""The training step, compiled for TPUs that are not there, and what the compiler says of it, compared with the plan.
 
 `libtpu` compiles for a named topology on any Linux machine (extra `[tpu]`). The step is the one that `training.step` runs.
 """
@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from phi3_jax import study as studies
+from phi3_jax import family
+from phi3_jax.chips import Topology
 from phi3_jax.configs import DataConfig, RunConfig
 from phi3_jax.errors import UserError
 from phi3_jax.planning import hlo
-from phi3_jax.planning.chips import Topology
 from phi3_jax.planning.collectives import Collective, moved
 from phi3_jax.planning.memory import limit, predict, temp_bytes
 from phi3_jax.planning.roofline import Roofline, roofline, with_collectives
@@ -35,7 +35,7 @@ SMALL = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the TPU compiler says of one step, in bytes a device and seconds.
+    """What the TPU compiler says of one step, in bytes per device and seconds.
 
     Attributes:
       argument, temporary, peak: `memory_analysis()`; temporaries count buffers that never live together.
@@ -70,8 +70,9 @@ class Compiled:
             for part in moved(self.setup, one.op, one.op, axes, float(one.bytes * one.times), one.at_once):
                 key = part.op, part.axes, part.link, part.overlaps
                 old = rows.get(key)
-                more = {"bytes": old.bytes + part.bytes, "seconds": old.seconds + part.seconds} if old else {}
-                rows[key] = dataclasses.replace(part, **more)
+                if old:
+                    part = dataclasses.replace(part, bytes=old.bytes + part.bytes, seconds=old.seconds + part.seconds)
+                rows[key] = part
         return sorted(rows.values(), key=lambda c: -c.seconds)
 
     def roofline(self) -> Roofline:
@@ -79,7 +80,7 @@ class Compiled:
         return with_collectives(self.setup, self.collectives())
 
     def record(self) -> dict[str, Any]:
-        """One row of a table: the setup, compiler beside plan, and the bound."""
+        """One row of a table: the setup, the compiler's numbers and the plan's, and the bound."""
         setup, mine, plan = self.setup, self.roofline(), roofline(self.setup)
         sent = lambda r, slow: sum(c.bytes for c in r.moved if c.slow == slow)  # noqa: E731
         return {
@@ -140,9 +141,10 @@ def devices(topology: Topology) -> list[Any]:
 def run_of(setup: Setup) -> RunConfig:
     """The run that a setup plans."""
     return RunConfig(
-        name=setup.model.name, model=studies.trained(setup.model), optim=studies.FULL_OPTIM,
-        data=DataConfig("text", "", "", setup.window, setup.model.vocab), batch_windows=setup.windows, steps=1000,
-        accumulation=setup.accumulation, dtype="bfloat16" if setup.value_bytes == 2 else "float32",
+        name=setup.model.name, model=family.trained(setup.model),
+        optim=dataclasses.replace(family.FULL_OPTIM, name=setup.optimizer),
+        data=DataConfig("text", "", "", setup.sequence_length, setup.model.vocab), batch_windows=setup.sequences,
+        steps=1000, accumulation=setup.accumulation, dtype="bfloat16" if setup.value_bytes == 2 else "float32",
         strategy=setup.strategy, context_parallel=setup.degrees.context, tensor_parallel=setup.degrees.tensor,
         slices=setup.degrees.replica, remat=setup.remat, unroll=False,
     )  # fmt: skip
@@ -160,7 +162,7 @@ def compile_step(setup: Setup) -> Compiled:
 
     run = run_of(setup)
     mesh = mesh_of(run, devices(setup.topology))
-    shape, sharding = (setup.windows, setup.window), batch_sharding(setup.strategy, mesh)
+    shape, sharding = (setup.sequences, setup.sequence_length), batch_sharding(setup.strategy, mesh)
     names = ("tokens", "targets", "segments", "positions", "domains")
     with jax.set_mesh(mesh):
         state = step.abstract_state(run, mesh)
@@ -177,13 +179,14 @@ def compile_step(setup: Setup) -> Compiled:
                     raise
                 line = next(x for x in str(error).splitlines() if "RESOURCE_EXHAUSTED" in x)
                 raise UserError(f"the step does not fit a {setup.topology.chip.name}'s memory: {line}") from error
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text()
+    assert memory is not None and text is not None  # libtpu's programs have both
     return Compiled(
         setup=setup,
         argument=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        moved=tuple(m for m in hlo.collectives(program.as_text(), setup.devices) if m.bytes * m.times >= SMALL),
+        moved=tuple(m for m in hlo.collectives(text, setup.devices) if m.bytes * m.times >= SMALL),
         rematerialised=tuple(x for x in said if "nvoluntary full rematerialization" in x),
         seconds=time.perf_counter() - start,
     )

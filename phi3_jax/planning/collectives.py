@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 
-from phi3_jax.planning.chips import Topology
+from phi3_jax.chips import Topology
 from phi3_jax.planning.memory import MASTER
 from phi3_jax.planning.setup import Setup, tensors
 from phi3_jax.sharding.rules import Axes, Degrees
@@ -169,13 +169,13 @@ def _activations(setup: Setup) -> list[Collective]:
     model, layers = setup.model, setup.model.layers * setup.accumulation
     heads, rows = setup.layout.heads, []
     if setup.ways(heads) > 1:
-        size = setup.rows * setup.window / setup.ways(setup.layout.time) * model.embed * setup.value_bytes
+        size = setup.rows * setup.sequence_length / setup.ways(setup.layout.time) * model.embed * setup.value_bytes
         gathers, scatters = map(sum, zip(TENSOR_PASSES, TENSOR_AGAIN[setup.remat], strict=True))
         rows += moved(setup, "residual stream", "all-gather", heads, layers * gathers * size, overlaps=False)
         rows += moved(setup, "residual stream", "reduce-scatter", heads, layers * scatters * size, overlaps=False)
     time = setup.layout.time
     if setup.ways(time) > 1:
-        size = setup.rows * setup.window * 2 * model.kv_heads * model.head_dim * setup.value_bytes
+        size = setup.rows * setup.sequence_length * 2 * model.kv_heads * model.head_dim * setup.value_bytes
         passes = 1 if setup.remat == "none" else 2
         rows += moved(setup, "keys and values", "all-gather", time, layers * passes * size, overlaps=False)
         rows += moved(setup, "keys and values", "reduce-scatter", time, layers * size, overlaps=False)

@@ -1,7 +1,7 @@
-"""Collectives of a compiled program, read from its text: what they move a step, over which mesh axes, and whether at once.
+"""Collectives of a compiled program, read from its text: what they move per step, over which mesh axes, when.
 
 A collective inside a loop counts once a turn. On TPU a scattered sum is written as an all-reduce inside a computation named
-all-reduce-scatter, and a collective that runs beside other work as a start and a done, or inside a fusion named async.
+all-reduce-scatter, and a collective that runs while other work does, as a start and a done, or inside a fusion named async.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Moved:
     Attributes:
       op: one of OPS.
       bytes: gathered, or before scattering or adding, each time.
-      times: turns a step.
+      times: turns per step.
       group: numbers of the devices of its first group, in mesh order.
-      at_once: whether it may run beside other work.
+      at_once: whether it may run while other work does.
       source: name of the operation in the traced program.
     """
 
@@ -61,7 +61,7 @@ def collectives(text: str, devices: int) -> list[Moved]:
     found: dict[str, Moved] = {}
     for number, (channel, one) in enumerate(_walk(computations, entry, 1, devices, False)):
         key = channel or f"no channel, {number}"
-        # One that runs beside other work stands in every fusion that it runs beside, with one channel.
+        # One that runs while other work does stands in every fusion that it runs in, with one channel.
         found[key] = dataclasses.replace(one, at_once=one.at_once or (key in found and found[key].at_once))
     return list(found.values())
 
@@ -106,8 +106,9 @@ def _turns(computations: dict[str, list[_Instruction]], loop: _Instruction) -> i
     """How often a loop runs: the largest constant that its condition compares with."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
-    bounds, queue = [1], [condition]
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    assert condition is not None  # HLO's `while` always names one
+    bounds, queue = [1], [condition[1]]
     while queue:
         for one in computations.get(queue.pop(), ()):
             if one.op == "constant" and one.shape.startswith("s32[]"):

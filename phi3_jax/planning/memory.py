@@ -1,8 +1,8 @@
 """Bytes a training step needs on each device, by category, and whether the attached devices have them.
 
-What lives at once is looked at in three moments of a step: while the loss and its gradient are made, in the backward pass
-through a layer, and while the embedding's gradient is made. The largest moment is the prediction. Every tensor is one named
-term, so that a compiler's numbers can correct it.
+What lives at once is looked at in four moments of a step: while the loss and its gradient are made, in the backward pass
+through a layer, while the embedding's gradient is made, and while the optimiser makes its directions of gradients. The
+largest moment is the prediction. Every tensor is one named term, so that a compiler's numbers can correct it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from phi3_jax.configs import ModelConfig
-from phi3_jax.planning.chips import CHIPS
+from phi3_jax.chips import CHIPS
+from phi3_jax.configs import LoraConfig, ModelConfig
+from phi3_jax.models.spec import ParamSpec
 from phi3_jax.planning.setup import Setup, on_one_device, row_ways, tensors
+from phi3_jax.training.optimizers import optimizer
 
 MASTER = 4  # bytes of a parameter: fp32
-ADAM = 8  # bytes of its two moments
 GRADIENT = 4  # bytes of its gradient once reduced
 BATCH_ARRAYS = 5  # int32 arrays of a batch: tokens, targets, segments, positions, domains
-# Bytes an element of a chunk's logits: fp32 logits and probabilities, bf16 gradient; and elements a chunk
-# (training/losses.py).
+# Bytes an element of a chunk's logits: fp32 logits and probabilities, bf16 gradient; and elements a chunk, which is
+# training.losses.LIMIT: a plan does without what that file imports, and a test holds the two together.
 LOGIT_BYTES, LOGIT_CHUNK = 4 + 4 + 2, 64 * 2**20
 # Gathered weights of a layer at a time: the layer's and, fetched ahead, the next one's.
 LAYERS_GATHERED = 2
@@ -32,7 +33,7 @@ LANES = 128  # a TPU pads the last dimension of attention's arrays to it
 # compile-time peak, as measured on CPU with jax 0.10.2.
 CPU_RUNTIME_BYTES = 650e6
 SHARE = 0.85  # of a device's memory that a plan may fill; the rest is for fragmentation and errors of these formulas
-# What a remat policy keeps of each layer beside the residual stream (decoder.REMAT), in the words of `layer_values`.
+# What a remat policy keeps of each layer besides the residual stream (decoder.REMAT), in the words of `layer_values`.
 KEPT: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
     {
         "none": (
@@ -48,11 +49,11 @@ KEPT: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Predicted bytes a device.
+    """Predicted bytes per device.
 
     Attributes:
-      parameters: fp32 master weights.
-      optimizer: two Adam moments.
+      parameters: fp32 master weights; of adapters, and the frozen weights beside them.
+      optimizer: its state, two Adam moments for example.
       batch: the step's data.
       gradients: reduced gradients, and the sum over microbatches under accumulation.
       activations: what the forward pass keeps, and one layer's work in the backward pass.
@@ -74,7 +75,7 @@ class Memory:
 
     @property
     def state(self) -> float:
-        """Training state: fp32 master weights and two Adam moments."""
+        """Training state: fp32 master weights and the optimiser's state."""
         return self.parameters + self.optimizer
 
     @property
@@ -84,7 +85,7 @@ class Memory:
 
     @property
     def temporaries(self) -> float:
-        """What lives beside the arguments at the fullest moment."""
+        """What lives besides the arguments at the fullest moment."""
         return self.gradients + self.activations + self.logits + self.collectives
 
     @property
@@ -97,27 +98,31 @@ class Memory:
 
 
 def predict(setup: Setup) -> Memory:
-    """Memory of one training step a device, at the fullest moment of the step."""
-    stored = stored_params(setup)
-    carried = GRADIENT * stored if setup.accumulation > 1 else 0.0
+    """Memory of one training step per device, at the fullest moment of the step."""
+    gradients = GRADIENT * trained_params(setup)
+    carried = gradients if setup.accumulation > 1 else 0.0
     kept, work, logits = kept_bytes(setup), work_bytes(setup), logit_bytes(setup)
     table = float(setup.model.vocab * setup.model.embed)
     hidden = setup.residual_tokens() * setup.model.embed * setup.value_bytes
-    head = 2 * table * setup.value_bytes  # the output matrix and its gradient, whole on every device
+    # The output matrix and, where it is trained, its gradient, whole on every device.
+    head = (1 if setup.lora else 2) * table * setup.value_bytes
+    of_table = 0.0 if setup.lora else MASTER * table
     weights, always = gathered_bytes(setup)
-    if setup.layout.gathers and setup.value_bytes < MASTER:
-        always += setup.value_bytes * stored  # XLA casts all layers' pieces before the loops
+    if setup.layout.gathers and setup.value_bytes < (setup.frozen_bytes if setup.lora else MASTER):
+        always += setup.value_bytes * stored_params(setup)  # XLA casts all layers' pieces before the loops
     moments = {  # gradients, activations, logits, collectives
         "the loss": (carried, kept + 2 * hidden, logits, head + always),
-        "a layer's backward pass": (carried + GRADIENT * stored, kept + work, 0.0, weights + always),
-        "the embedding's gradient": (carried + GRADIENT * stored, hidden, 0.0, MASTER * table),
+        "a layer's backward pass": (carried + gradients, kept + work, 0.0, weights + always),
+        "the embedding's gradient": (carried + gradients, hidden, 0.0, of_table),
+        "the optimiser's update": (carried + gradients, 0.0, 0.0, update_bytes(setup)),
     }
     moment = max(moments, key=lambda name: sum(moments[name]))
     gradients, activations, logits, collectives = moments[moment]
-    tokens = setup.windows * setup.window / (row_ways(setup.degrees) * setup.ways(setup.layout.time))
+    tokens = setup.sequences * setup.sequence_length / (row_ways(setup.degrees) * setup.ways(setup.layout.time))
     return Memory(
-        parameters=MASTER * stored_padded(setup),
-        optimizer=ADAM * stored_padded(setup),
+        parameters=stored_padded(setup, lambda spec: MASTER)
+        + (setup.frozen_bytes * stored_params(setup) if setup.lora else 0.0),
+        optimizer=stored_padded(setup, optimizer(setup.optimizer).state_bytes),
         batch=BATCH_ARRAYS * 4 * tokens,
         gradients=gradients,
         activations=activations,
@@ -128,24 +133,14 @@ def predict(setup: Setup) -> Memory:
     )
 
 
-def argument_bytes(setup: Setup) -> float:
-    """Bytes a device of a compiled step's arguments: state and batch (`memory_analysis().argument_size_in_bytes`)."""
-    return predict(setup).argument_bytes
-
-
 def temp_bytes(setup: Setup) -> float:
     """`memory_analysis().temp_size_in_bytes` of a compiled step, a device.
 
     The TPU compiler reports there what the bodies of the forward and of the backward loop need in turn as if both lived at
-    once: it compiles steps whose arguments and temporaries together exceed a chip's memory, when `peak_bytes` does not.
+    once: it compiles steps whose arguments and temporaries together exceed a chip's memory, when the total does not.
     """
     found, kept = predict(setup).temporaries, kept_bytes(setup)
     return kept + 2 * (found - kept) if setup.topology.chip.platform == "tpu" and found > kept else found
-
-
-def peak_bytes(setup: Setup) -> float:
-    """`memory_analysis().peak_memory_in_bytes` of a compiled step, a device: arguments and what lives beside them."""
-    return predict(setup).total
 
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -159,13 +154,13 @@ def layer_values(setup: Setup) -> Mapping[str, float]:
     """
     model, inner, residual = setup.model, setup.inner_tokens(), setup.residual_tokens()
     heads = setup.ways(setup.layout.heads)
-    d, kv, f = model.embed, model.kv_heads * model.head_dim, model.mlp
+    d, q, kv, f = model.embed, model.inner, model.kv_heads * model.head_dim, model.mlp
     return {
         "residual": residual * d,
         "attention_norm": inner * d,
-        "qkv": inner * (d + 2 * kv) / heads,
-        "rotated": inner * (d + kv) / heads,
-        "attention": inner * d / heads,
+        "qkv": inner * (q + 2 * kv) / heads,
+        "rotated": inner * (q + kv) / heads,
+        "attention": inner * q / heads,
         "middle": residual * d,  # the residual stream between attention and MLP
         "mlp_norm": inner * d,
         "gate_up": inner * 2 * f / heads,
@@ -180,7 +175,7 @@ def layer_values(setup: Setup) -> Mapping[str, float]:
 def kept_bytes(setup: Setup) -> float:
     """Bytes that the forward pass keeps for the backward: the residual stream, and what the remat policy names."""
     values, layers = layer_values(setup), setup.model.layers
-    streams = layers if setup.remat == "none" else math.ceil(layers / setup.period)
+    streams = layers if setup.remat == "none" else math.ceil(layers / setup.model.period)
     kept = streams * values["residual"] + layers * sum(values[name] for name in KEPT[setup.remat])
     statistics = layers * _statistics(setup) if setup.remat == "none" else 0.0
     return kept * setup.value_bytes + statistics
@@ -200,7 +195,7 @@ def work_bytes(setup: Setup) -> float:
     mlp = again.get("mlp_norm", 0.0) + values["gate_up"] + again.get("gate_up", 0.0)
     attention = 2 * _kernel_values(setup)
     # Of the other layers made again with it, XLA's schedule holds no array of the MLP's width.
-    return (streams + setup.period * before + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)
+    return (streams + setup.model.period * before + max(mlp, attention)) * setup.value_bytes + _kernel_scratch(setup)
 
 
 def _padded_head(setup: Setup) -> float:
@@ -213,8 +208,8 @@ def _kernel_values(setup: Setup) -> float:
     """Values of queries, keys, values and output in a kernel's layout; under context parallelism all keys and values."""
     model, heads, inner = setup.model, setup.ways(setup.layout.heads), setup.inner_tokens()
     kv = model.kv_heads * model.head_dim
-    keys = setup.rows * setup.window
-    return (inner * 2 * model.embed + keys * 2 * kv) / heads * _padded_head(setup)
+    keys = setup.rows * setup.sequence_length
+    return (inner * 2 * model.inner + keys * 2 * kv) / heads * _padded_head(setup)
 
 
 def _statistics(setup: Setup) -> float:
@@ -226,8 +221,8 @@ def _kernel_scratch(setup: Setup) -> float:
     """Bytes of attention itself: statistics; on a CPU also the scores of a block of queries, three times (XLA's copies)."""
     scratch = 2 * _statistics(setup)
     if setup.topology.chip.platform == "cpu":
-        block = min(setup.window, max(128, -(-setup.window // 16)))  # models/kernels/chunked.py
-        scratch += 3 * 4.0 * setup.rows * setup.model.heads * block * setup.window
+        block = min(setup.sequence_length, max(128, -(-setup.sequence_length // 16)))  # models/kernels/chunked.py
+        scratch += 3 * 4.0 * setup.rows * setup.model.heads * block * setup.sequence_length
     return scratch
 
 
@@ -235,28 +230,48 @@ def _kernel_scratch(setup: Setup) -> float:
 
 
 def stored_params(setup: Setup) -> float:
-    """Parameters a device stores."""
+    """Parameters of the model that a device stores."""
     return float(sum(math.prod(setup.stored_shape(spec)) for _, spec in tensors(setup.model)))
 
 
-def stored_padded(setup: Setup) -> float:
-    """Parameters a device stores, with what a TPU pads.
+def trained_params(setup: Setup) -> float:
+    """Parameters with a gradient that a device stores."""
+    return _stored_bytes(setup, lambda spec: 1)
+
+
+def state_bytes(setup: Setup) -> float:
+    """Bytes of the optimiser's state that a device stores."""
+    return _stored_bytes(setup, optimizer(setup.optimizer).state_bytes)
+
+
+def update_bytes(setup: Setup) -> float:
+    """Bytes that an optimiser needs to make its directions, besides gradients and state."""
+    rule = optimizer(setup.optimizer)
+    layer = sum(spec.size for _, spec in tensors(setup.model) if spec.role == "hidden") / setup.model.layers
+    return _stored_bytes(setup, rule.update_bytes) + rule.layer_bytes * layer
+
+
+def _stored_bytes(setup: Setup, bytes_of: Callable[[ParamSpec], int]) -> float:
+    return float(sum(bytes_of(spec) * math.prod(setup.stored_shape(spec)) for _, spec in setup.trained))
+
+
+def stored_padded(setup: Setup, bytes_of: Callable[[ParamSpec], int]) -> float:
+    """Bytes a device stores of arrays of the trained parameters' shapes, `bytes_of` each value, with what a TPU pads.
 
     It rounds one dimension of every array up to its 128 lanes; the compiler takes the dimension that loses least
     (phi-3-mini's attention matrices, with no multiple of 128 left when embed is cut to pieces, grow by a third).
     """
-    if setup.topology.chip.platform != "tpu":
-        return stored_params(setup)
 
     def padded(shape: tuple[int, ...]) -> float:
-        return math.prod(shape) * min(math.ceil(d / LANES) * LANES / d for d in shape)
+        tpu = setup.topology.chip.platform == "tpu"
+        return math.prod(shape) * (min(math.ceil(d / LANES) * LANES / d for d in shape) if tpu else 1.0)
 
-    return sum(padded(setup.stored_shape(spec)) for _, spec in tensors(setup.model))
+    return sum(bytes_of(spec) * padded(setup.stored_shape(spec)) for _, spec in setup.trained)
 
 
 def logit_bytes(setup: Setup) -> float:
     """Bytes of one chunk's logits; positions are split over all mesh axes."""
-    elements = setup.windows * setup.window / setup.accumulation / setup.devices * setup.model.vocab
+    elements = setup.sequences * setup.sequence_length / setup.accumulation / setup.devices * setup.model.vocab
     return LOGIT_BYTES * min(elements, float(LOGIT_CHUNK))
 
 
@@ -272,11 +287,13 @@ def gathered_bytes(setup: Setup) -> tuple[float, float]:
     Without remat the backward pass keeps every gathered layer instead of gathering it again.
     """
     if not setup.layout.gathers:
-        return setup.period * layer_params(setup) * setup.value_bytes, 0.0
-    layer = setup.period * layer_params(setup) * setup.value_bytes
+        return setup.model.period * layer_params(setup) * setup.value_bytes, 0.0
+    layer = setup.model.period * layer_params(setup) * setup.value_bytes
     keys = 0.0
-    if setup.ways(setup.layout.time) > 1:  # keys and values of the whole window, and their gradients
-        keys = 2 * setup.rows * setup.window * 2 * setup.model.kv_heads * setup.model.head_dim * setup.value_bytes
+    if setup.ways(setup.layout.time) > 1:  # keys and values of the whole sequence, and their gradients
+        keys = (
+            2 * setup.rows * setup.sequence_length * 2 * setup.model.kv_heads * setup.model.head_dim * setup.value_bytes
+        )
     whole = setup.model.layers * layer_params(setup) * setup.value_bytes if setup.remat == "none" else 0.0
     return (LAYERS_GATHERED + 1) * layer + keys, whole
 
@@ -290,11 +307,23 @@ def limit(setup: Setup) -> float:
 
 
 def needed_on_one_device(
-    model: ModelConfig, rows: int, window: int, *, remat: str, value_bytes: int, on_cpu: bool
+    model: ModelConfig,
+    rows: int,
+    length: int,
+    *,
+    remat: str,
+    value_bytes: int,
+    on_cpu: bool,
+    optimizer: str = "adamw",
+    lora: LoraConfig | None = None,
+    frozen_bytes: int = 2,
 ) -> Memory:
-    """Memory of a step whose `rows` windows a microbatch and parameters are all on one device."""
+    """Memory of a step whose `rows` sequences a microbatch and parameters are all on one device."""
     platform = "cpu" if on_cpu else "gpu"
-    return predict(on_one_device(model, rows, window, remat=remat, value_bytes=value_bytes, platform=platform))
+    setup = on_one_device(
+        model, rows, length, remat=remat, value_bytes=value_bytes, platform=platform, optimizer=optimizer
+    )
+    return predict(dataclasses.replace(setup, lora=lora, frozen_bytes=frozen_bytes))
 
 
 def host_bytes() -> float:
@@ -326,16 +355,3 @@ def mesh_that_holds(needed: float) -> str:
         count = 2 ** math.ceil(math.log2(max(1.0, needed / (chip.memory * SHARE))))
         parts.append(f"data={count} on {count} x {name}")
     return " or ".join(parts)
-
-
-def human(size: float) -> str:
-    """Bytes with a decimal prefix: 167.5 GB."""
-    power = min(5, max(0, int(math.log10(max(size, 1)) // 3)))
-    value = size / 1000**power
-    return f"{value:.1f} {('', 'k', 'M', 'G', 'T', 'P')[power]}B" if power else f"{size:.0f} B"
-
-
-def short_count(number: float) -> str:
-    """A token count in the shortest exact-looking form: 4M, 1.05M, 4.8T."""
-    power = min(4, max(0, int(math.log10(max(number, 1)) // 3)))
-    return f"{float(f'{number / 1000**power:.3g}'):g}{('', 'k', 'M', 'B', 'T')[power]}"

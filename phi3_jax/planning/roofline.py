@@ -6,9 +6,8 @@ under tensor parallelism, keys and values under context parallelism) holds it up
     step = activations' collectives + max(compute, HBM, other ICI, other DCN).
 
 Compute counts what the hardware does: the parts of a layer made again, the tiles of attention that a kernel works on, head
-dimensions padded to a TPU's 128 lanes (phi-3-mini's 96). Model FLOPs utilisation (MFU) counts the model only, by the causal
-convention of `scaling.flops`; where a window or block pattern lets the hardware skip what that convention counts, the
-bound can exceed 1.
+dimensions padded to a TPU's 128 lanes (phi-3-mini's 96). Model FLOPs utilisation (MFU) counts the model only, and of
+attention the pairs which its mask keeps (`flops.masked`), so that no bound exceeds 1.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from types import MappingProxyType
 import numpy as np
 
 from phi3_jax.configs import BlockSparse, ModelConfig
+from phi3_jax.models import flops
 from phi3_jax.planning.collectives import Collective, collectives
 from phi3_jax.planning.memory import (
-    ADAM,
     GRADIENT,
     KEPT,
     LANES,
@@ -32,10 +31,10 @@ from phi3_jax.planning.memory import (
     MASTER,
     layer_params,
     layer_values,
+    state_bytes,
     stored_params,
 )
 from phi3_jax.planning.setup import Setup
-from phi3_jax.scaling import flops
 
 # Parts of a layer that the backward pass makes again, by remat policy. Attention is made again wherever its log normalisers
 # are not kept; the MLP's last product and the output matrix never are.
@@ -59,7 +58,7 @@ class Roofline:
     """Seconds of a step a device, and what they say.
 
     Attributes:
-      model_flops: of the step a device, causal convention.
+      model_flops: of the step per device, by `flops.masked`.
       hardware_flops: what the device computes.
       compute, hbm, ici, dcn: seconds of each alone; ici is the fast link whatever its name, dcn the slow one.
       exposed: seconds of the collectives that hold work up; part of ici or dcn.
@@ -92,7 +91,8 @@ def with_collectives(setup: Setup, found: Iterable[Collective]) -> Roofline:
     """The roofline of a step that moves what is given, which a plan or a compiler found."""
     chip = setup.topology.chip
     tokens = setup.batch_tokens / setup.devices
-    model = flops.train_flops_per_token(setup.model, setup.window) * tokens
+    convention = flops.masked(setup.model)
+    model = flops.train_flops_per_token(setup.model, setup.sequence_length, convention) * tokens
     hardware = hardware_flops_per_token(setup) * tokens
     moved = tuple(found)
     seconds = {
@@ -116,7 +116,7 @@ def with_collectives(setup: Setup, found: Iterable[Collective]) -> Roofline:
         step=step,
         serial=compute + hbm + ici + dcn,
         mfu=model / chip.peak_flops / step,
-        bound_by=max(parts, key=parts.get),
+        bound_by=max(parts, key=parts.__getitem__),
         moved=moved,
     )
 
@@ -145,38 +145,35 @@ def padded_head(setup: Setup) -> int:
 
 
 def pairs_per_token(setup: Setup) -> float:
-    """(query, key) pairs a token over all layers and heads, in whole tiles of the kernel.
+    """(query, key) pairs per token over all layers and heads, in whole tiles of the kernel.
 
-    Under context parallelism those of the device with the most: the last part of a window sees nearly twice the mean.
+    Under context parallelism those of the device with the most: the last part of a sequence sees nearly twice the mean.
     """
     model, tile = setup.model, TILES[setup.topology.chip.platform]
     parts = setup.ways(setup.layout.time)
-    dense = model.heads * _tiled(setup.window, parts, model.window_keys, None, 0, tile)
+    dense = model.heads * _tiled(setup.sequence_length, parts, model.window_keys, None, 0, tile)
     if model.blocksparse is None:
         return model.layers * dense
-    pattern, narrow = model.blocksparse, (tile[0], min(tile[1], BLOCK_KEYS))
-    every = pattern.dense_every
-    full = model.layers // every if every else 0
-    return full * dense + (model.layers - full) * _sparse(model, setup.window, parts, narrow)
+    narrow = tile[0], min(tile[1], BLOCK_KEYS)
+    full, sparse = model.dense_layers, _sparse(model, model.blocksparse, setup.sequence_length, parts, narrow)
+    return full * dense + (model.layers - full) * sparse
 
 
-def _sparse(model: ModelConfig, window: int, parts: int, tile: tuple[int, int]) -> float:
+def _sparse(model: ModelConfig, pattern: BlockSparse, length: int, parts: int, tile: tuple[int, int]) -> float:
     """Pairs a token of one block-sparse layer, over heads; heads whose shifts agree keep the same blocks."""
-    pattern = model.blocksparse
-    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // model.heads)
-    shifts = [head * step % pattern.vert_stride for head in range(model.heads)]
-    return sum(shifts.count(s) * _tiled(window, parts, model.window_keys, pattern, s, tile) for s in set(shifts))
+    shifts = [pattern.shift(head, model.heads) % pattern.vert_stride for head in range(model.heads)]
+    return sum(shifts.count(s) * _tiled(length, parts, model.window_keys, pattern, s, tile) for s in set(shifts))
 
 
 @functools.lru_cache(maxsize=256)
 def _tiled(
-    window: int, parts: int, keys: int | None, pattern: BlockSparse | None, shift: int, tile: tuple[int, int]
+    length: int, parts: int, keys: int | None, pattern: BlockSparse | None, shift: int, tile: tuple[int, int]
 ) -> float:
     """Pairs a token of one head, counting whole every tile that some pair of the mask falls into; of the fullest part."""
-    rows, columns = min(tile[0], window // parts), min(tile[1], window)
-    first = np.arange(0, window, rows)[:, None]
-    last, start = np.minimum(first + rows, window) - 1, np.arange(0, window, columns)[None]
-    stop = np.minimum(start + columns, window) - 1
+    rows, columns = min(tile[0], length // parts), min(tile[1], length)
+    first = np.arange(0, length, rows)[:, None]
+    last, start = np.minimum(first + rows, length) - 1, np.arange(0, length, columns)[None]
+    stop = np.minimum(start + columns, length) - 1
     seen = start <= last
     if keys is not None:
         seen &= stop > first - keys
@@ -186,8 +183,8 @@ def _tiled(
         a, b = start // pattern.block + shift + 1, stop // pattern.block + shift + 1
         seen &= near | (b // pattern.vert_stride * pattern.vert_stride >= a)
     pairs = (seen * (last - first + 1) * (stop - start + 1)).sum(axis=1)
-    part = first[:, 0] // -(-window // parts)
-    return float(np.bincount(part, pairs).max()) * parts / window
+    part = first[:, 0] // -(-length // parts)
+    return float(np.bincount(part, pairs).max()) * parts / length
 
 
 # ------------------------------------------------------------------------------------------------ HBM
@@ -196,7 +193,7 @@ def _tiled(
 def hbm_bytes(setup: Setup) -> float:
     """Rough bytes a device reads and writes in a step: weights, optimiser, a layer's tensors in each pass, logits."""
     weights = WEIGHT_PASSES * setup.value_bytes * layer_params(setup) * setup.model.layers * setup.accumulation
-    optimizer = (2 * (MASTER + ADAM) + 2 * GRADIENT * setup.accumulation) * stored_params(setup)
+    optimizer = 2 * (MASTER + GRADIENT * setup.accumulation) * stored_params(setup) + 2 * state_bytes(setup)
     passes = 3 if setup.remat == "none" else 4  # forward, again, and a gradient for each tensor and weight
     layer = sum(n for name, n in layer_values(setup).items() if name in TRAVELS) * setup.value_bytes
     tensors_moved = TENSOR_READS * passes * layer * setup.model.layers * setup.accumulation

@@ -5,24 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from types import SimpleNamespace
 
-import jax
-
-from phi3_jax.configs import ModelConfig
+from phi3_jax.chips import CHIPS, Topology
+from phi3_jax.configs import LoraConfig, ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.models.layout import Layout
-from phi3_jax.models.spec import ParamSpec, param_specs
-from phi3_jax.planning.chips import CHIPS, Topology
+from phi3_jax.models.lora import adapter_specs
+from phi3_jax.models.spec import ParamSpec, named, named_specs
 from phi3_jax.sharding import rules
-from phi3_jax.sharding.rules import AXES, Axes, Degrees
+from phi3_jax.sharding.rules import Axes, Degrees
+from phi3_jax.units import divisors
 
 
 @functools.lru_cache(maxsize=64)
 def tensors(model: ModelConfig) -> tuple[tuple[str, ParamSpec], ...]:
-    """(path, spec) of every parameter; stacked layers are one tensor, whose path starts with "blocks"."""
-    leaves = jax.tree_util.tree_leaves_with_path(param_specs(model), is_leaf=lambda x: isinstance(x, ParamSpec))
-    return tuple((jax.tree_util.keystr(path, simple=True, separator="/"), spec) for path, spec in leaves)
+    """(name, spec) of every parameter, of `named_specs`; stacked layers are one tensor, whose name starts with "blocks"."""
+    return tuple(named_specs(model).items())
+
+
+@functools.lru_cache(maxsize=64)
+def adapters(model: ModelConfig, how: LoraConfig) -> tuple[tuple[str, ParamSpec], ...]:
+    """(name, spec) of every tensor of the adapters of a model."""
+    return tuple(named(adapter_specs(model, how), is_leaf=lambda x: isinstance(x, ParamSpec)).items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +35,37 @@ class Setup:
 
     Attributes:
       degrees: sizes of the mesh axes.
-      window: tokens in a window.
-      windows: windows in a global batch.
-      accumulation: microbatches a step.
+      sequence_length: in tokens.
+      sequences: in a global batch.
+      accumulation: microbatches per step.
       remat: what the backward pass keeps, see `decoder.REMAT`.
       value_bytes: bytes of a value in the compute dtype.
+      optimizer: its name in `keys.OPTIMIZERS`.
+      lora: adapters that are trained in the place of the parameters, or None.
+      frozen_bytes: bytes of a value of those parameters then.
     """
 
     model: ModelConfig
     topology: Topology
     strategy: str
     degrees: Degrees
-    window: int
-    windows: int
+    sequence_length: int
+    sequences: int
     accumulation: int = 1
     remat: str = "full"
     value_bytes: int = 2
+    optimizer: str = "adamw"
+    lora: LoraConfig | None = None
+    frozen_bytes: int = 2
+
+    @property
+    def trained(self) -> tuple[tuple[str, ParamSpec], ...]:
+        """(name, spec) of every tensor that has a gradient and a state of the optimiser."""
+        return adapters(self.model, self.lora) if self.lora else tensors(self.model)
 
     @property
     def batch_tokens(self) -> int:
-        return self.windows * self.window
+        return self.sequences * self.sequence_length
 
     @property
     def devices(self) -> int:
@@ -58,8 +73,8 @@ class Setup:
 
     @property
     def rows(self) -> float:
-        """Windows of a microbatch that one device has (with those it shares a window with)."""
-        return self.windows / (row_ways(self.degrees) * self.accumulation)
+        """Sequences of a microbatch that one device has (with those it shares a sequence with)."""
+        return self.sequences / (row_ways(self.degrees) * self.accumulation)
 
     @property
     def layout(self) -> Layout:
@@ -70,23 +85,17 @@ class Setup:
         """Mesh axes over which parameters are sliced along embed."""
         return rules.rules_of(self.strategy).get("embed", ())
 
-    @property
-    def period(self) -> int:
-        """Layers rematerialised together: the period of the pattern of layers (2 for phi-3-small)."""
-        sparse = self.model.blocksparse
-        return max(1, sparse.dense_every) if sparse else 1
-
     def ways(self, axes: Axes) -> int:
         """Devices along mesh axes."""
         return math.prod(getattr(self.degrees, axis) for axis in axes)
 
     def inner_tokens(self) -> float:
         """Tokens of a microbatch a device has inside attention and MLP."""
-        return self.rows * self.window / self.ways(self.layout.time)
+        return self.rows * self.sequence_length / self.ways(self.layout.time)
 
     def residual_tokens(self) -> float:
         """Tokens of a microbatch a device has of the residual stream between the matrices."""
-        return self.rows * self.window / self.ways(self.layout.residual_time)
+        return self.rows * self.sequence_length / self.ways(self.layout.residual_time)
 
     def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
         """A device's piece of a parameter."""
@@ -106,31 +115,38 @@ class Setup:
         """This setup, when its parameters and batch divide over its mesh.
 
         Raises:
-          UserError: a mesh axis that does not divide a dimension, the batch or the window; lists the sizes that do.
+          UserError: a mesh axis that does not divide a dimension, the batch or the sequence; lists the sizes that do.
         """
-        mesh, table = SimpleNamespace(shape=dict(zip(AXES, self.degrees, strict=True))), rules.rules_of(self.strategy)
+        ways, table = self.degrees._asdict(), rules.rules_of(self.strategy)
         for _, spec in tensors(self.model):
-            rules.resolve(spec, table, mesh)
-        rules.check_divides("batch_windows", self.windows, self.layout.batch, mesh)
-        if self.windows % self.accumulation:
-            rows = self.windows // row_ways(self.degrees)
+            rules.resolve(spec, table, ways)
+        rules.check_divides("batch_windows", self.sequences, self.layout.batch, ways)
+        if self.sequences % self.accumulation:
+            rows = self.sequences // row_ways(self.degrees)
             raise UserError(
-                f"train.accumulation={self.accumulation} does not divide the batch of {self.windows} windows; "
-                f"use {rules.divisors(rows)}"
+                f"train.accumulation={self.accumulation} does not divide the batch of {self.sequences} sequences; "
+                f"use {divisors(rows)}"
             )
-        rules.check_batch(self.strategy, mesh, self.windows // self.accumulation, self.window)
+        rules.check_batch(self.strategy, ways, self.sequences // self.accumulation, self.sequence_length)
         return self
 
 
 def row_ways(mesh: Degrees) -> int:
-    """Ways in which every strategy splits the windows of a batch."""
+    """Ways in which every strategy splits the sequences of a batch."""
     return mesh.replica * mesh.data
 
 
 def on_one_device(
-    model: ModelConfig, rows: int, window: int, *, remat: str, value_bytes: int, platform: str = "gpu"
+    model: ModelConfig,
+    rows: int,
+    length: int,
+    *,
+    remat: str,
+    value_bytes: int,
+    platform: str = "gpu",
+    optimizer: str = "adamw",
 ) -> Setup:
     """A setup with everything on one device of a platform, whatever its memory."""
     chip = next(chip for chip in CHIPS.values() if chip.platform == platform)
     topology = Topology(f"{chip.name}:1", chip, 1, (1,) * max(2, len(chip.pod)))
-    return Setup(model, topology, "dp", Degrees(1, 1, 1, 1), window, rows, 1, remat, value_bytes)
+    return Setup(model, topology, "dp", Degrees(1, 1, 1, 1), length, rows, 1, remat, value_bytes, optimizer)

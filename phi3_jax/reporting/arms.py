@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from phi3_jax.errors import UserError
-from phi3_jax.evaluation.statistics import Estimate
-from phi3_jax.reporting.figures import STYLE, Drawn, _figure, size_style
-from phi3_jax.reporting.table import MEMBERS, human
+from phi3_jax.family import MEMBERS
+from phi3_jax.reporting.figures import STYLE, Drawn, _figure, depth_floor, save, size_style
 from phi3_jax.scaling import causal
 from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
+from phi3_jax.statistics import Estimate
+from phi3_jax.units import human_count
 
 ARM_STYLE = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "D"), ("#000000", ":", "^"))
 NAMES = {
@@ -30,9 +31,16 @@ NAMES = {
 }
 
 
+def named(rows: Sequence[Row], endpoint: str) -> str:
+    """What an endpoint is called; recall of runs that an older scorer counted was teacher-forced, and is called so."""
+    name = NAMES.get(endpoint, endpoint)
+    forced = endpoint in (UNIVERSE, OWN) and any(float(row.record.get("scorer") or 1) < 2 for row in rows)
+    return f"{name}, teacher-forced" if forced else name
+
+
 def _bar(ax: Axes, x: float, e: Estimate, colour: str, marker: str, **more: Any) -> None:
     """A dot with its interval, where there is one."""
-    if math.isfinite(e.low):
+    if e.known:
         ax.errorbar(
             [x], [e.value], yerr=[[e.value - e.low], [e.high - e.value]], color=colour, fmt="none", linewidth=1.3
         )
@@ -43,7 +51,7 @@ def _sizes(ax: Axes, sizes: Mapping[str, float]) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
     # Sizes in between stand lower, so that labels do not meet.
-    names = [f"{m}\n{human(n)}" if m in MEMBERS else f"\n\n{human(n)}" for m, n in sizes.items()]
+    names = [f"{m}\n{human_count(n)}" if m in MEMBERS else f"\n\n{human_count(n)}" for m, n in sizes.items()]
     ax.set_xticks(list(sizes.values()), names, fontsize=9)
     ax.set_xlim(min(sizes.values()) / 1.25, max(sizes.values()) * 1.25)
     ax.set_xlabel("non-embedding parameters")
@@ -69,7 +77,8 @@ def curves(rows: Sequence[Row], pair: Sequence[str], footer: str, sizes_of: str 
     for ax, endpoint in zip(axes, (UNIVERSE, OWN, EXACT), strict=True):
         for style, arm in zip(ARM_STYLE, pair, strict=False):
             _curve(ax, rows, arm, endpoint, style, arm)
-        ax.set_title(NAMES[endpoint], loc="left", fontsize=10)
+        ax.set_title(named(rows, endpoint).replace(", ", ",\n"), loc="left", fontsize=10)
+        depth_floor(ax, endpoint)
         ax.set_ylabel("values recalled (%)" if endpoint != EXACT else "items with all outputs right (%)")
         ax.set_ylim(0, 104)
         _sizes(ax, causal.sizes(rows, sizes_of or pair[0]))
@@ -106,7 +115,9 @@ def effects(rows: Sequence[Row], pair: tuple[str, str], footer: str) -> Figure |
     except UserError:  # no seed has the three sizes yet
         return None
     axes[0].set_yticks(
-        range(len(ends)), [NAMES[e].replace(" of the ", "\nof the ").replace(": ", ":\n") for e in ends], fontsize=9
+        range(len(ends)),
+        [named(rows, e).replace(" of the ", "\nof the ").replace(": ", ":\n") for e in ends],
+        fontsize=9,
     )
     handles = [
         axes[0].plot([], [], marker, color=ARM_STYLE[i][0], label=f"{arm}: {step}")[0]
@@ -119,8 +130,8 @@ def effects(rows: Sequence[Row], pair: tuple[str, str], footer: str) -> Figure |
 
 def _across(ax: Axes, y: float, e: Estimate, colour: str, marker: str) -> None:
     """A horizontal interval; hollow where it includes zero or there is none."""
-    sure = math.isfinite(e.low) and not e.low <= 0 <= e.high
-    if math.isfinite(e.low):
+    sure = bool(e.sign)
+    if e.known:
         ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     ax.plot([e.value], [y], marker, color=colour, markerfacecolor=colour if sure else "white", markersize=6.5)
 
@@ -143,15 +154,15 @@ def mixture(best: Mapping[str, causal.BestShare], split: Mapping[str, causal.Cei
     left.set_ylim(0, 100)
     left.set_title("The best mixture of each size (ringed)", loc="left")
     left.legend(loc="lower right")
-    x = np.arange(len(split))
+    places = np.arange(len(split))
     for name, hatch, shade in (("coverage", "", "#A6CEE3"), ("competition", "///", "#FDBF6F")):
         values = [getattr(c, name).value for c in split.values()]
-        right.bar(x, values, 0.5, color=shade, edgecolor="#333333", hatch=hatch, label=name)
+        right.bar(places, values, 0.5, color=shade, edgecolor="#333333", hatch=hatch, label=name)
     for i, c in enumerate(split.values()):
         _bar(right, i, c.total, "#000000", "D")
     right.plot([], [], "D", color="#000000", label="total, with its interval")
     right.axhline(0, color="#333333", linewidth=1)
-    right.set_xticks(x, list(split))
+    right.set_xticks(places, list(split))
     right.set_ylabel("recall of the universe,\nloose minus filtered (points)")
     right.set_title("What putting the facts back brings", loc="left")
     right.legend(loc="upper left")
@@ -159,7 +170,7 @@ def mixture(best: Mapping[str, causal.BestShare], split: Mapping[str, causal.Cei
 
 
 def controls(rows: Sequence[Row], footer: str) -> Figure | None:
-    """Every arm of the three sizes: recall of its own facts and exact rows, one dot a size."""
+    """Every arm of the three sizes: recall of its own facts and exact rows, one dot per size."""
     arms = [a for a in dict.fromkeys(row.arm for row in rows) if not a.startswith("width")]
     if len(arms) < 3:
         return None
@@ -174,10 +185,10 @@ def controls(rows: Sequence[Row], footer: str) -> Figure | None:
             for member, by_seed in table.items():
                 colour, marker = size_style(member)
                 e = causal.mean(by_seed)
-                if math.isfinite(e.low):
+                if e.known:
                     ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.2)
                 ax.plot([e.value], [y], marker, color=colour, markersize=7)
-        ax.set_title(NAMES[endpoint], loc="left")
+        ax.set_title(named(rows, endpoint).replace(", ", ",\n"), loc="left")
         ax.set_xlabel("right (%)")
         ax.set_xlim(-3, 103)
     axes[0].set_yticks(
@@ -229,34 +240,79 @@ def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
     return figure
 
 
-def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: str) -> Figure | None:
-    """Final loss against the peak learning rate, a line a size; a panel a parametrisation. Ringed: the best rate."""
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Final losses of one size under one parametrisation by peak learning rate, lowest rate first."""
+
+    mup: bool
+    member: str
+    size: float
+    points: list[tuple[float, Estimate]]
+
+    @property
+    def best(self) -> tuple[float, Estimate]:
+        return min(self.points, key=lambda p: p[1].value)
+
+    @property
+    def edge(self) -> str:
+        """ "lowest" or "highest" where the best rate is the grid's last, so that a better one may lie beyond; else ""."""
+        if len(self.points) < 2 or self.best not in (self.points[0], self.points[-1]):
+            return ""
+        return "lowest" if self.best == self.points[0] else "highest"
+
+
+def tried_rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]]) -> list[Rates]:
+    """Every size under each parametrisation of a study of learning rates; [] of fewer than three rates."""
     tried = {name: arm for name, arm in arms.items() if arm.get("peak_lr") and any(row.arm == name for row in rows)}
-    panels = sorted({arm.get("mup", True) for arm in tried.values()}, reverse=True)
-    if len(tried) < 3:
+    out = []
+    for mup in sorted({bool(arm.get("mup", True)) for arm in tried.values()} if len(tried) > 2 else (), reverse=True):
+        chosen = {name: arm["peak_lr"] for name, arm in tried.items() if bool(arm.get("mup", True)) == mup}
+        for member, size in causal.sizes(rows, next(iter(chosen))).items():
+            points = [
+                (rate, causal.mean(t)) for name, rate in chosen.items() if (t := training_loss(rows, name, member))
+            ]
+            if points:
+                out.append(Rates(mup, member, size, sorted(points, key=lambda p: p[0])))
+    return out
+
+
+def rate_sentences(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The best rate of each size; one at the edge of the grid is called that, for it is not known to be the best."""
+    found, out = tried_rates(rows, arms), []
+    for mup in dict.fromkeys(r.mup for r in found):
+        here = [r for r in found if r.mup == mup]
+        best = ", ".join(f"{r.member} {r.best[0]:g}{f' (the {r.edge} tried)' if r.edge else ''}" for r in here)
+        text = f"Best learning rate tried under {'muP' if mup else 'the standard parametrisation'}: {best}."
+        if edges := [r.member for r in here if r.edge]:
+            text += f" At the edge of the grid for {', '.join(edges)}: a better rate may lie beyond it."
+        out.append(text)
+    return out
+
+
+def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: str) -> Figure | None:
+    """Final loss against the peak learning rate, a line per size; a panel a parametrisation. Ringed: the best rate."""
+    found = tried_rates(rows, arms)
+    if not found:
         return None
+    panels = list(dict.fromkeys(r.mup for r in found))
     figure = _figure(4.2, footer)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, mup in zip(axes, panels, strict=True):
-        chosen = {name: arm["peak_lr"] for name, arm in tried.items() if arm.get("mup", True) == mup}
-        sizes = causal.sizes(rows, next(iter(chosen)))
-        for member, size in sizes.items():
-            points = sorted(
-                (rate, causal.mean(t)) for name, rate in chosen.items() if (t := training_loss(rows, name, member))
-            )
-            colour, marker = size_style(member)
+        here = [r for r in found if r.mup == mup]
+        for r in here:
+            colour, marker = size_style(r.member)
             ax.plot(
-                [x for x, _ in points], [e.value for _, e in points], color=colour, marker=marker,
-                label=f"{member} ({human(size)})",
+                [x for x, _ in r.points], [e.value for _, e in r.points], color=colour, marker=marker,
+                label=f"{r.member} ({human_count(r.size)})",
             )  # fmt: skip
-            for x, e in points:
+            for x, e in r.points:
                 _bar(ax, x, e, colour, marker)
-            if points:
-                x, e = min(points, key=lambda p: p[1].value)
-                ax.plot([x], [e.value], "o", color=colour, markersize=13, fillstyle="none")
+            ax.plot([r.best[0]], [r.best[1].value], "o", color=colour, markersize=13, fillstyle="none",
+                    linestyle="none", markeredgewidth=1.0 if r.edge else 2.0)  # fmt: skip
+        ticks = sorted({x for r in here for x, _ in r.points})
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticks(sorted(chosen.values()), [f"{x:g}" for x in sorted(chosen.values())])
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.set_xlabel("peak learning rate")
         ax.set_title("muP" if mup else "standard parametrisation", loc="left")
     axes[0].set_ylabel("loss (nats): mean of facts and reasoning")
@@ -280,11 +336,14 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
      "interval includes 0, or there is one seed."),
     ("mixture", "The best share of knowledge, and what the lifted ceiling explains",
      "Coverage: what the added facts bring if they are recalled as well as the filtered corpus's own. Competition: what "
-     "is lost because a fuller corpus is recalled less well."),
+     "is lost because a fuller corpus is recalled less well. A ring at the first or last share tried says only that the "
+     "best one may lie beyond."),
     ("controls", "All arms",
-     "One dot a size, with 95% intervals where an arm has several seeds (their number is in brackets)."),
+     "One dot per size, with 95% intervals where an arm has several seeds (their number is in brackets)."),
     ("widths", "Six widths at one depth", "The same two corpora where nothing but the width differs between sizes."),
-    ("rates", "Learning rate", "Ringed: the best rate of each size. A rate transfers where the rings share one column."),
+    ("rates", "Learning rate",
+     "Ringed: the best rate of each size that was tried, thinly where it is the last of the grid: a better one may lie "
+     "beyond. A rate transfers where the rings share one column inside the grid."),
     ("frequencies", "Which frequency a size needs", "Facts seen with power-law frequency, in 100 groups."),
 )  # fmt: skip
 
@@ -297,7 +356,7 @@ def draw(
     make: dict[str, Callable[[], Figure | None]] = {
         "controls": lambda: controls(rows, footer),
         "widths": lambda: widths(rows, footer),
-        "rates": lambda: rates(rows, config["arms"], footer),
+        "rates": lambda: rates(rows, config.get("arms", {}), footer),
         "frequencies": lambda: frequencies(rows, footer),
     }
     if verdict:
@@ -314,8 +373,7 @@ def draw(
             figure = make[name]() if name in make else None
             if figure is not None:
                 svg, png = (folder / f"{name}.{kind}" for kind in ("svg", "png"))
-                figure.savefig(svg, metadata={"Date": None})
-                figure.savefig(png, dpi=150)
+                save(figure, svg, png)
                 drawn.append(Drawn(name, title, caption, svg, png))
     return drawn
 
@@ -323,7 +381,7 @@ def draw(
 def arm_table(
     rows: Sequence[Row], endpoints: Sequence[str] = (UNIVERSE, OWN, EXACT)
 ) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of mean scores in percent, with intervals: a line an arm and endpoint, a column a size."""
+    """(header, rows) of mean scores in percent, with intervals: a line per arm and endpoint, a column per size."""
     members = list(dict.fromkeys(row.member for row in sorted(rows, key=lambda row: row.size)))
     lines = []
     for arm in dict.fromkeys(row.arm for row in rows):
@@ -336,8 +394,8 @@ def arm_table(
             for m in members:
                 e = causal.mean(table[m]) if m in table else None
                 text = "–" if e is None else f"{e.value:.1f}"
-                cells.append(f"{text} [{e.low:.1f}, {e.high:.1f}]" if e and math.isfinite(e.low) else text)
-            lines.append([arm, NAMES.get(endpoint, endpoint), str(max(len(t) for t in table.values())), *cells])
+                cells.append(f"{text} [{e.low:.1f}, {e.high:.1f}]" if e and e.known else text)
+            lines.append([arm, named(rows, endpoint), str(max(len(t) for t in table.values())), *cells])
     return ["arm", "score (%)", "seeds", *members], lines
 
 

@@ -7,42 +7,47 @@ too, budgets in line style. Every figure carries the label of what was really tr
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from phi3_jax.reporting.gains import (
-    Cell,
-    Endpoint,
-    Estimate,
-    Gain,
-    budgets,
-    cells,
-    corpus_bits,
-    endpoints,
-    gains,
-    log_odds_sensible,
-    plotted_losses,
-    recall_ceiling,
-)
-from phi3_jax.reporting.table import MEMBERS, PUBLISHED, Run, human, number, what_was_trained
+from phi3_jax.data.corpora.reasoning import depthless_policies
+from phi3_jax.family import MEMBERS, ROUNDED, SIZES, TRIO
+from phi3_jax.records import files
+from phi3_jax.records.table import Run, what_was_trained
+from phi3_jax.reporting.gains import Cell, Gain, budgets, cells, corpus_bits, gains, recall_ceiling
+from phi3_jax.scaling.endpoints import Endpoint, endpoints, log_odds_sensible, plotted_losses
+from phi3_jax.statistics import Estimate
+from phi3_jax.units import human_count, number
 
-SIZE_STYLE = {
-    "mini": ("#0072B2", "o"), "small": ("#D55E00", "s"), "medium": ("#009E73", "D"),
-    "below": ("#999999", "v"), "mini-small": ("#CC79A7", "^"), "small-medium": ("#B8860B", "P"),
-    "above": ("#000000", "X"),
-}  # fmt: skip
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 OTHER_SIZE = ("#666666", "^")
+_STYLES = (
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#999999", "v"), ("#CC79A7", "^"), ("#B8860B", "P"),
+    ("#000000", "X"), ("#56B4E9", "<"), ("#E69F00", ">"), ("#5D3A9B", "p"),
+)  # fmt: skip
+# The report's three, the sizes around them, further members: a new member changes no other's colour.
+SIZE_STYLE = dict(
+    zip((*TRIO, *(s for s in SIZES if s not in MEMBERS), *(m for m in MEMBERS if m not in TRIO)), _STYLES)
+)
 BUDGET_STYLE = (("#9ECAE1", ":"), ("#56B4E9", "--"), ("#0072B2", "-."), ("#08306B", "-"))
 DEPTH_STYLE = (("#0072B2", "-", "o"), ("#CC79A7", "--", "s"), ("#E69F00", "-.", "D"), ("#000000", ":", "^"))
-GAIN_STYLE = (("#0072B2", "o", "mini to small"), ("#D55E00", "s", "small to medium"))
-STYLE = {
+GAIN_STYLE = (("#0072B2", "o", f"{TRIO[0]} to {TRIO[1]}"), ("#D55E00", "s", f"{TRIO[1]} to {TRIO[2]}"))
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "axes.grid": True,
     "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 6,
@@ -81,11 +86,11 @@ def _figure(height: float, footer: str) -> Figure:
 
 def _size_axis(ax: Axes, table: Iterable[Cell]) -> None:
     """Log axis with a tick at every size that was trained; in-between sizes lower, so labels do not meet."""
-    sizes = {c.size: c.member for c in table}
-    labels = [
-        f"{member}\n{human(size)}" if member in MEMBERS else f"\n\n{human(size)}"
-        for size, member in sorted(sizes.items())
-    ]
+    sizes: dict[float, set[str]] = {}
+    for c in table:
+        sizes.setdefault(c.size, set()).add(c.member)
+    named = {size: ", ".join(m for m in MEMBERS if m in members) for size, members in sorted(sizes.items())}
+    labels = [f"{name}\n{human_count(size)}" if name else f"\n\n{human_count(size)}" for size, name in named.items()]
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(sorted(sizes), labels, fontsize=9)
@@ -97,7 +102,7 @@ def _token_axis(ax: Axes, tokens: Iterable[float]) -> None:
     ticks = sorted({float(f"{t:.2g}") for t in tokens})
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(ticks, [human(t, 2) for t in ticks], fontsize=9)
+    ax.set_xticks(ticks, [human_count(t, 2) for t in ticks], fontsize=9)
     ax.set_xlim(min(ticks) / 1.25, max(ticks) * 1.25)
     ax.set_xlabel("training tokens of the run")
 
@@ -151,7 +156,7 @@ def loss_figure(runs: list[Run], footer: str) -> Figure | None:
         for member in sorted({c.member for c in table.values()}, key=lambda m: _size_of(table, m)):
             found = [c for c in table.values() if c.member == member]
             colour, marker = size_style(member)
-            label = f"{member} ({human(found[0].size)})"
+            label = f"{member} ({human_count(found[0].size)})"
             _line(right, found, lambda c: c.tokens, colour, "-", label, marker)
         _token_axis(right, [c.tokens for c in table.values()])
         left.set_ylabel(f"loss ({endpoint.unit})")
@@ -261,11 +266,30 @@ def reasoning_figure(runs: list[Run], footer: str) -> Figure | None:
         _by_budget(ax, table, 100.0)
         ax.set_title(endpoint.label, loc="left")
         ax.set_ylabel("outputs right (%)" if endpoint.task == "all" else "items right (%)")
+        depth_floor(ax, endpoint.column)
     if graded:
         _by_depth(axes[-1], runs, graded)
     if main:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=6)
     return figure
+
+
+def depth_floor(ax: Axes, column: str) -> None:
+    """Lines at what policies reach that compose few unwritten steps; see `reasoning.depthless_policies`."""
+    policies = depthless_policies()
+    drawn = {
+        "reasoning/row/exact": {"two unwritten steps at most": policies["compose_2"].exact},
+        "reasoning/all/accuracy": {
+            "the last step alone": policies["last_step"].accuracy,
+            "one unwritten step at most": policies["compose_1"].accuracy,
+        },
+    }
+    for what, value in drawn.get(column, {}).items():
+        ax.axhline(100 * value, color="#666666", linestyle=(0, (1, 2)), linewidth=1.1)
+        ax.annotate(
+            f"{what}: {100 * value:.0f}%", (0.02, 100 * value), (0, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="left", fontsize=8, color="#444444",
+        )  # fmt: skip
 
 
 def _by_depth(ax: Axes, runs: list[Run], graded: list[Endpoint]) -> None:
@@ -292,7 +316,7 @@ def _depth_name(endpoint: Endpoint) -> str:
 
 def _estimate(ax: Axes, y: float, value: Estimate, colour: str, marker: str) -> None:
     """A dot with its interval; hollow where the interval includes zero or there is none."""
-    if value.low is not None and value.high is not None:
+    if value.known:
         ax.plot([value.low, value.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     face = colour if value.sign else "white"
     ax.plot([value.value], [y], marker, color=colour, markerfacecolor=face, markersize=6.5)
@@ -322,7 +346,7 @@ def _forest(axes: list[Axes], columns: list[list[Gain]]) -> None:
 
 
 def gains_figure(runs: list[Run], footer: str) -> Figure | None:
-    """Gain per doubling mini to small beside small to medium, and second minus first: scores, then losses."""
+    """Gain per doubling mini to small and small to medium, and second minus first: scores, then losses."""
     ends = endpoints(runs)
     shares = [e for e in ends if log_odds_sensible(e)]
     points, odds = ([g for e in shares for g in gains(runs, e, scale)] for scale in ("points", "logit"))
@@ -347,9 +371,9 @@ def gains_figure(runs: list[Run], footer: str) -> Figure | None:
         axes[0].set_xlabel(f"loss saved per doubling ({unit})")
         axes[1].set_xlabel(f"second minus first ({unit})")
     verb = "" if all(r.scale == "full" for r in runs) else "stands for "
-    pairs = zip(GAIN_STYLE, MEMBERS[:2], MEMBERS[1:], strict=True)
+    pairs = zip(GAIN_STYLE, TRIO[:2], TRIO[1:], strict=True)
     handles = [
-        figure.axes[0].plot([], [], marker, color=colour, label=f"{text} ({verb}{PUBLISHED[a]} to {PUBLISHED[b]})")[0]
+        figure.axes[0].plot([], [], marker, color=colour, label=f"{text} ({verb}{ROUNDED[a]} to {ROUNDED[b]})")[0]
         for (colour, marker, text), a, b in pairs
     ]
     handles += figure.axes[0].plot([], [], "D", color="#000000", label="second minus first")
@@ -378,7 +402,7 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def training_figure(runs: list[Run], footer: str) -> Figure | None:
-    """Training loss against tokens: a column a size, a row a domain; trunks solid, WSD forks dashed."""
+    """Training loss against tokens: a column per size, a row a domain; trunks solid, WSD forks dashed."""
     runs = [r for r in runs if any("loss" in row for row in r.metrics)]
     if not runs:
         return None
@@ -397,7 +421,7 @@ def training_figure(runs: list[Run], footer: str) -> Figure | None:
         mine = [r for r in runs if r.member == member]
         first = min(r.seed for r in mine)
         seen[key] += [_draw_run(ax, run, key, unit, run.seed == first) for run in mine]
-        ax.set_title(f"{member} ({human(mine[0].size)})" + (f": {key[5:]}" if key != "loss" else ""), loc="left")
+        ax.set_title(f"{member} ({human_count(mine[0].size)})" + (f": {key[5:]}" if key != "loss" else ""), loc="left")
         ax.set_xlim(left=0)
         ax.xaxis.set_tick_params(labelbottom=True)
         ax.set_xlabel(f"tokens seen ({name})" if name else "tokens seen")
@@ -441,10 +465,10 @@ def _draw_run(ax: Axes, run: Run, key: str, unit: float, first_seed: bool) -> np
 
 
 def _training_legend(figure: Figure, ax: Axes, runs: list[Run]) -> None:
-    def entry(style: str, label: str, **more: object) -> None:
+    def entry(style: str, label: str, **more: Any) -> None:
         handles.append(ax.plot([], [], style, label=label, **more)[0])
 
-    handles: list = []
+    handles: list[Line2D] = []
     entry("-", "trunk, running mean", color="#0072B2")
     if any(r.parent for r in runs):
         entry("--", "fork: learning rate to 0 for a smaller budget", color="#000000", linewidth=1.2)
@@ -458,19 +482,19 @@ def _training_legend(figure: Figure, ax: Axes, runs: list[Run]) -> None:
 FIGURES: tuple[tuple[str, str, str, str, Callable[[list[Run], str], Figure | None]], ...] = (
     ("loss", "Loss against parameters and tokens",
      "Loss of the evaluation at the end of each finished run: text and reasoning items are held out, "
-     "facts of the corpus are what was to be learned. Bars are 95% intervals; small dots are single "
-     "seeds where there are several.",
+     "facts of the corpus are what was to be learned. Bars are 95% intervals over test items, and over "
+     "seeds where there are several (small dots).",
      "no finished run has a loss in its last evaluation", loss_figure),
     ("knowledge", "Knowledge against size",
-     "Share of attribute values a model completes exactly, with 95% intervals. The dashed ceiling is a "
-     "model that knows every fact of its corpus and guesses the others; the dashed curve on the right "
+     "Share of attribute values a model completes exactly, with 95% intervals as in the figure of losses. The dashed "
+     "ceiling is a model that knows every fact of its corpus and guesses the others; the dashed curve on the right "
      "is all bits of the corpus, which caps what larger sizes can store.",
      "no finished run has knowledge scores", knowledge_figure),
     ("reasoning", "Reasoning against size",
-     "Fresh items that nothing can memorise, with 95% intervals. Gap g: an output that needs g steps in "
-     "one go.",
+     "Fresh items that nothing can memorise, with 95% intervals as in the figure of losses. Gap g: an "
+     "output that needs g steps in one go.",
      "no finished run has reasoning scores", reasoning_figure),
-    ("gains", "Gain per doubling of parameters: first step beside second step",
+    ("gains", "Gain per doubling of parameters: the first step and the second",
      "Change of a score divided by the doublings of non-embedding parameters between two sizes; right "
      "of zero is better. A claim that holds in points and not in log-odds points to a ceiling.",
      "it needs finished runs of mini, small and medium at one budget with a seed in common", gains_figure),
@@ -479,6 +503,14 @@ FIGURES: tuple[tuple[str, str, str, str, Callable[[list[Run], str], Figure | Non
      "trunk whose learning rate falls to zero.",
      "no run has logged a training loss", training_figure),
 )  # fmt: skip
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Writes a figure as the suffixes say, .svg without its date or .png at 150 dpi; each file is whole or as it was."""
+    for path in paths:
+        content, kind = io.BytesIO(), path.suffix.removeprefix(".")
+        figure.savefig(content, format=kind, **({"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}))
+        files.write_bytes(path, content.getvalue())
 
 
 def draw(runs: list[Run], folder: Path, suffix: str = "") -> tuple[list[Drawn], list[str]]:
@@ -496,7 +528,6 @@ def draw(runs: list[Run], folder: Path, suffix: str = "") -> tuple[list[Drawn], 
                 left_out.append(f"{title}: {reason}")
                 continue
             svg, png = (folder / f"{name}{suffix}.{kind}" for kind in ("svg", "png"))
-            figure.savefig(svg, metadata={"Date": None})
-            figure.savefig(png, dpi=150)
+            save(figure, svg, png)
             drawn.append(Drawn(name + suffix, title, caption, svg, png))
     return drawn, left_out

@@ -3,90 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from phi3_jax.evaluation import statistics
-from phi3_jax.reporting.table import MEMBERS, Run, number
+from phi3_jax import statistics
+from phi3_jax.data.corpora.facts import ATTRIBUTES
+from phi3_jax.family import TRIO
+from phi3_jax.records.table import Run
+from phi3_jax.scaling.endpoints import Endpoint, endpoints, plotted_losses
+from phi3_jax.statistics import Estimate
+from phi3_jax.units import number
 
 NORMAL = 1.959964  # two-sided 95% quantile
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """One measured quantity of an evaluation and how to draw it."""
-
-    suite: str
-    task: str
-    metric: str
-    label: str
-    unit: str
-    proportion: bool = False  # a share of items: drawn in percent, and on the log-odds scale too
-    down: bool = False  # smaller is better (losses)
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.suite, self.task, self.metric
-
-    @property
-    def column(self) -> str:
-        return "/".join(self.key)
-
-
-# What is drawn first and how it is called, as written by evaluation.probes. Other rows get their own names as
-# label, so that a new meter shows without a change here.
-_LABELS = {
-    ("knowledge", "universe", "recall"): "Recall of the whole universe of facts",
-    ("knowledge", "corpus", "recall"): "Recall of the facts in the corpus",
-    ("knowledge", "outside", "recall_control"): "Recall of facts never seen (control: chance)",
-    ("knowledge", "corpus", "bits_per_person"): "Stored bits per person",
-    ("knowledge", "corpus", "bits_per_parameter"): "Stored bits per non-embedding parameter",
-    ("reasoning", "row", "exact"): "Exact rows (all outputs right)",
-    ("reasoning", "all", "accuracy"): "Outputs right, all depths",
-    ("knowledge", "corpus", "nll"): "Loss on facts of the corpus",
-    ("reasoning", "all", "nll"): "Loss on reasoning outputs",
-}
-_LOSS_UNITS = {"nll": "nats per value", "loss": "nats per token", "bits_per_byte": "bits per byte"}
-_SHARES = ("recall", "recall_control", "accuracy", "exact", "acc", "acc_norm", "exact_match", "pass@1", "mc2")
-_CSV_ONLY = ("recall_by_frequency", "bits_total")
-
-
-def _label(suite: str, task: str, metric: str) -> str:
-    if (suite, task, metric) in _LABELS:
-        return _LABELS[suite, task, metric]
-    if suite == "text":
-        return {"loss": f"Loss on {task}", "bits_per_byte": f"Bits per byte on {task}"}.get(metric, f"{task} {metric}")
-    if task.startswith("gap") and metric == "accuracy":
-        return f"Outputs right, gap {task[3:]}"
-    return f"{suite} {task} {metric}".replace("_", " ").capitalize()
-
-
-def endpoints(runs: Iterable[Run]) -> list[Endpoint]:
-    """Every quantity measured at the end of a finished run, known ones first and in a fixed order."""
-    seen = {key for run in runs for key in run.finals if key[2] not in _CSV_ONLY}
-    order = list(_LABELS)
-    out = []
-    for key in sorted(seen, key=lambda k: (order.index(k) if k in order else len(order), k)):
-        metric = key[2]
-        share = metric in _SHARES
-        unit = "%" if share else _LOSS_UNITS.get(metric, metric.replace("_", " "))
-        out.append(Endpoint(*key, _label(*key), unit, share, metric in _LOSS_UNITS))
-    return out
-
-
-def log_odds_sensible(endpoint: Endpoint) -> bool:
-    """Whether gains are drawn in points and in log-odds: shares, without the parts of a graded score."""
-    return endpoint.metric in ("recall", "exact") or (endpoint.proportion and endpoint.task == "all")
-
-
-def plotted_losses(ends: Iterable[Endpoint]) -> list[Endpoint]:
-    """Losses without bits per byte where nats per token say the same: they differ by a constant factor."""
-    losses = [e for e in ends if e.down]
-    nats = {(e.suite, e.task) for e in losses if e.metric != "bits_per_byte"}
-    return [e for e in losses if e.metric != "bits_per_byte" or (e.suite, e.task) not in nats]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +39,6 @@ class Cell:
     by_seed: dict[int, float]
     n: int | None
     chance: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A gain or a contrast with its 95% interval; `low` and `high` are None where no error is known."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def sign(self) -> int:
-        """+1 or -1 where the interval excludes zero, else 0."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return 0
-        return 1 if self.value > 0 else -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +66,17 @@ def _item_error(row: dict[str, Any]) -> float | None:
     return max(known) if known else None
 
 
-def _interval(values: list[float], item_error: float | None) -> tuple[float | None, float | None]:
-    """95% half-widths of seeds (Student's t) and of items (normal), added in quadrature.
+def _mean(values: list[float], item_error: float | None) -> Estimate:
+    """Mean over seeds; the 95% half-widths of seeds (Student's t) and of items (normal) are added in quadrature.
 
-    The items are the same for every seed, so their error does not shrink with the number of seeds.
+    The items are the same for every seed, so their error does not shrink with the number of seeds. Of one seed the
+    interval covers items alone; it is nan where their error is not known either.
     """
     over = statistics.over_seeds(values)
-    parts = [over.high - over.value] if len(values) > 1 else []
-    parts += [NORMAL * item_error] if item_error is not None else []
-    half = math.hypot(*parts)
-    return (over.value - half, over.value + half) if parts else (None, None)
+    parts = [(over.stderr, over.high - over.value)] if len(values) > 1 else []
+    parts += [(item_error, NORMAL * item_error)] if item_error is not None else []
+    stderr, half = (math.hypot(*column) for column in zip(*parts, strict=True)) if parts else (math.nan, math.nan)
+    return Estimate(over.value, stderr, over.value - half, over.value + half, len(values))
 
 
 def cells(runs: Iterable[Run], endpoint: Endpoint) -> dict[tuple[str, str], Cell]:
@@ -178,7 +95,8 @@ def cells(runs: Iterable[Run], endpoint: Endpoint) -> dict[tuple[str, str], Cell
         mean = sum(values.values()) / len(values)
         low, high = number(row.get("low")), number(row.get("high"))
         if len(values) > 1 or low is None or high is None:
-            low, high = _interval(list(values.values()), item_se)
+            found = _mean(list(values.values()), item_se)
+            low, high = (found.low, found.high) if found.known else (None, None)
             if low is not None and high is not None:
                 low = max(low, 0.0) if endpoint.proportion or endpoint.down else low
                 high = min(high, 1.0) if endpoint.proportion else high
@@ -208,21 +126,100 @@ def _on_scale(cell: Cell, endpoint: Endpoint, scale: str) -> tuple[dict[int, flo
     shares = np.clip(list(cell.by_seed.values()), edge, 1 - edge)
     item = 0.0 if cell.item_se is None else cell.item_se**2
     values, _ = statistics.to_scale(shares, np.zeros_like(shares), "logit")
-    _, variance = statistics.to_scale(shares.mean(), np.asarray(item), "logit")
+    _, on_logit = statistics.to_scale(shares.mean(), np.asarray(item), "logit")
     by_seed = dict(zip(cell.by_seed, map(float, values), strict=True))
-    return by_seed, None if cell.item_se is None else float(variance)
+    return by_seed, None if cell.item_se is None else float(on_logit)
+
+
+def _over_seeds(values: list[float], item_error: float | None) -> Estimate:
+    """Mean of one difference per seed; of one seed without an interval, which would cover items and not training."""
+    return _mean(values, item_error) if len(values) > 1 else statistics.over_seeds(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One cell minus another over the seeds that both have; positive is better, as in `Gain`."""
+
+    endpoint: Endpoint
+    budget: str
+    member: str
+    value: Estimate
+    seeds: int
+
+
+def difference(first: Cell, second: Cell, endpoint: Endpoint) -> Difference | None:
+    """Second minus first, paired by seed, in points of shares and else in the unit; None without a seed in common.
+
+    The errors over items are taken as independent, which is conservative for shared items.
+    """
+    seeds = sorted(set(first.by_seed) & set(second.by_seed))
+    if not seeds:
+        return None
+    (a, va), (b, vb) = (_on_scale(c, endpoint, "points" if endpoint.proportion else "unit") for c in (first, second))
+    error = None if va is None or vb is None else math.sqrt(va + vb)
+    found = _over_seeds([b[s] - a[s] for s in seeds], error)
+    return Difference(endpoint, second.budget, second.member, found, len(seeds))
+
+
+def between_arms(first: Iterable[Run], second: Iterable[Run], endpoint: Endpoint) -> list[Difference]:
+    """The second arm minus the first, at every size and budget that both have, over the seeds that both have."""
+    one, two = cells(first, endpoint), cells(second, endpoint)
+    here = sorted((cell for key, cell in two.items() if key in one), key=lambda c: (c.tokens, c.size))
+    found = (difference(one[c.member, c.budget], c, endpoint) for c in here)
+    return [d for d in found if d]
+
+
+def between_sizes(runs: Iterable[Run], endpoint: Endpoint) -> list[Difference]:
+    """Each size minus the next smaller one at every budget, over the seeds that both have."""
+    table = cells(runs, endpoint)
+    out = []
+    for budget in budgets(table.values()):
+        row = sorted((c for c in table.values() if c.budget == budget), key=lambda c: c.size)
+        out += [d for a, b in itertools.pairwise(row) if (d := difference(a, b, endpoint))]
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Lag:
+    """How far the forks of a budget lie behind their trunks at equal tokens: mean of fork minus trunk, in a loss's unit."""
+
+    endpoint: Endpoint
+    budget: str
+    value: float
+    forks: int
+
+
+def lags(runs: Iterable[Run]) -> list[Lag]:
+    """Forks compared with their trunks at the step where the fork ends, where the trunk was evaluated there too."""
+    runs = list(runs)
+    named = {run.name: run for run in runs}
+    found: dict[tuple[Endpoint, str], list[tuple[float, float]]] = {}
+    ends = plotted_losses(endpoints(runs))
+    for run in runs:
+        trunk = named.get(str(run.parent))
+        there = {
+            (str(r.get("suite")), str(r.get("task")), str(r.get("metric"))): number(r.get("value"))
+            for r in (trunk.evals if trunk else [])
+            if number(r.get("step")) == run.steps
+        }
+        for end in ends:
+            if end.key in run.finals and (trunk_value := there.get(end.key)) is not None:
+                value = float(run.finals[end.key]["value"]) - trunk_value
+                found.setdefault((end, run.budget_group), []).append((run.budget or 0.0, value))
+    order = sorted(found.items(), key=lambda pair: (ends.index(pair[0][0]), pair[1][0][0]))
+    return [Lag(end, b, sum(v for _, v in values) / len(values), len(values)) for (end, b), values in order]
 
 
 def gains(runs: Iterable[Run], endpoint: Endpoint, scale: str) -> list[Gain]:
     """Gains per doubling of parameters at every budget where mini, small and medium share a seed.
 
-    Seeds are paired; the errors over items are taken as independent between sizes
+    Seeds are paired, and of one seed there is no interval; the errors over items are taken as independent between sizes
     (`statistics.gain_per_doubling`), which is conservative for shared items.
     """
     table = cells(runs, endpoint)
     out = []
     for budget in budgets(table.values()):
-        trio = [table[m, budget] for m in MEMBERS if (m, budget) in table]
+        trio = [table[m, budget] for m in TRIO if (m, budget) in table]
         sizes = [c.size for c in trio]
         seeds = sorted(set.intersection(*(set(c.by_seed) for c in trio))) if len(trio) == 3 else []
         if not seeds or not sizes[0] < sizes[1] < sizes[2]:
@@ -235,7 +232,7 @@ def gains(runs: Iterable[Run], endpoint: Endpoint, scale: str) -> list[Gain]:
         for name in ("first", "second", "contrast"):
             values = [getattr(g, name) for g in per_seed]
             error = getattr(items, f"{name}_stderr") if items else None
-            found[name] = Estimate(sum(values) / len(values), *_interval(values, error))
+            found[name] = _over_seeds(values, error)
         out.append(Gain(endpoint, budget, scale, **found, seeds=len(seeds)))
     return out
 
@@ -255,6 +252,10 @@ def corpus_bits(runs: list[Run]) -> float | None:
     """Bits that the facts of the corpus hold: number of values times -log2 of the chance level."""
     for run in runs:
         own = run.finals.get(("knowledge", "corpus", "recall"))
+        stored = run.finals.get(("knowledge", "corpus", "bits_total"), {})
         if own and number(own.get("n")) and number(own.get("chance")):
-            return -own["n"] * math.log2(own["chance"])
+            values = (
+                ATTRIBUTES * stored["n"] if number(stored.get("n")) else own["n"]
+            )  # persons may be drawn for the test
+            return -values * math.log2(own["chance"])
     return None

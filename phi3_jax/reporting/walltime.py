@@ -1,12 +1,12 @@
-"""The table of where each run's wall time went (goodput), as HTML with a bar a run (no jax)."""
+"""The table of where each run's wall time went (goodput), as HTML with a bar per run (no jax)."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 
-from phi3_jax.reporting.table import Run
-from phi3_jax.training.goodput import ACCOUNT, account
+from phi3_jax.records.goodput import ACCOUNT, account
+from phi3_jax.records.table import Run
 
 COLOURS = dict(
     zip(ACCOUNT, ("#999999", "#E69F00", "#F0E442", "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7"), strict=True)

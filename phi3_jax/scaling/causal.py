@@ -1,15 +1,13 @@
 """What a study with arms says about the data-optimal regime: interactions, best mixtures and the verdict of its rule.
 
-A study's runs are read from its `runs.csv` (or a table of it that ships), one row a run. All intervals are Student's t
+A study's runs are read from its `runs.csv` (or a table of it that ships), one row per run. All intervals are Student's t
 over seeds, paired by seed wherever two arms or sizes are compared: a seed has its own weights, data order and universe
 of facts, so its noise holds all of theirs.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import statistics
-from phi3_jax.evaluation.statistics import Estimate
-from phi3_jax.family import MEMBERS
+from phi3_jax.family import TRIO
+from phi3_jax.records import tables
+from phi3_jax.records.files import read_json
+from phi3_jax.statistics import Estimate
 
 UNIVERSE, OWN = "knowledge/universe/recall", "knowledge/corpus/recall"
 EXACT = "reasoning/row/exact"
@@ -43,20 +43,20 @@ def read(path: Path) -> list[Row]:
     """Finished runs of a `runs.csv` with arms.
 
     Raises:
-      UserError: no such file, no column `arm`, or no finished run.
+      UserError: no such file, no column `arm`, a cell that is no number where one is needed, or no finished run.
     """
     if not path.is_file():
         raise UserError(f"no table {path}; give a study's runs.csv")
-    with path.open(newline="") as file:
-        records = list(csv.DictReader(file))
-    if not records or "arm" not in records[0]:
+    records = tables.read(path)
+    if "arm" not in records[0]:
         raise UserError(f"{path} has no column 'arm': it is no study of arms")
     rows = []
     for record in records:
         if record["status"] != "finished" or not record["arm"]:
             continue
-        scores = {key: float(v) for key, v in record.items() if "/" in key and v}
-        place = record["arm"], record["member"], float(record["non_embedding"]), int(record["seed"])
+        scores = {key: record.number(key, positive=False) for key, v in record.items() if "/" in key and v}
+        seed = round(record.number("seed", positive=False))
+        place = record["arm"], record["member"], record.number("non_embedding"), seed
         rows.append(Row(*place, scores, record))
     if not rows:
         raise UserError(f"{path} has no finished run; the command in study.json continues it")
@@ -110,7 +110,7 @@ def _paired(*tables: Mapping[int, float]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Gains per doubling of parameters mini -> small and small -> medium, and second minus first; a value a seed."""
+    """Gains per doubling of parameters mini -> small and small -> medium, and second minus first; a value per seed."""
 
     first: dict[int, float]
     second: dict[int, float]
@@ -124,11 +124,11 @@ def steps(rows: Sequence[Row], arm: str, endpoint: str, scale: str = "points") -
       UserError: no seed has them.
     """
     table, size = scores(rows, arm, endpoint, scale), sizes(rows, arm)
-    trio = [table.get(member, {}) for member in MEMBERS]
+    trio = [table.get(member, {}) for member in TRIO]
     seeds = _paired(*trio)
     if not seeds:
-        raise UserError(f"arm {arm!r} has no seed with all of {', '.join(MEMBERS)}; gains need the three")
-    n = [size[member] for member in MEMBERS]
+        raise UserError(f"arm {arm!r} has no seed with all of {', '.join(TRIO)}; gains need the three")
+    n = [size[member] for member in TRIO]
     found = {seed: statistics.gain_per_doubling([t[seed] for t in trio], n) for seed in seeds}
     return Steps(*({s: getattr(g, name) for s, g in found.items()} for name in ("first", "second", "contrast")))
 
@@ -136,7 +136,7 @@ def steps(rows: Sequence[Row], arm: str, endpoint: str, scale: str = "points") -
 def interaction(rows: Sequence[Row], arms: tuple[str, str], endpoint: str, scale: str = "points") -> Estimate:
     """Contrast (second gain minus first) of arms[1] minus that of arms[0], paired by seed.
 
-    Positive: the corpus of arms[0] weakens the second step, beside that of arms[1].
+    Positive: the corpus of arms[0] weakens the second step, compared with that of arms[1].
     """
     one, other = (steps(rows, arm, endpoint, scale).contrast for arm in arms)
     return mean({seed: other[seed] - one[seed] for seed in _paired(one, other)})
@@ -205,7 +205,7 @@ def ladder_of_shares(arms: Mapping[str, Mapping[str, Any]], pair: tuple[str, str
     exposures = lambda arm: arm["knowledge"] / arm["facts"]  # noqa: E731
     total = lambda arm: arm["knowledge"] + arm["reasoning"]  # noqa: E731
     base = arms[pair[0]]
-    out = {}
+    out: dict[str, float] = {}
     for name, arm in arms.items():
         if set(arm) <= plain and all(arm.get(key) for key in ("facts", "knowledge", "reasoning")):
             same = math.isclose(exposures(arm), exposures(base), rel_tol=1e-3) and math.isclose(total(arm), total(base))
@@ -239,10 +239,10 @@ def best_shares(rows: Sequence[Row], shares: Mapping[str, float], endpoints: Seq
     tables = {}
     for arm in shares:
         found = {row.member: {r.seed for r in rows if (r.arm, r.member) == (arm, row.member)} for row in rows}
-        if set.intersection(*(found.get(member, set()) for member in MEMBERS)):
+        if set.intersection(*(found.get(member, set()) for member in TRIO)):
             tables[arm] = [scores(rows, arm, end) for end in endpoints]
     out = {}
-    for member in MEMBERS:
+    for member in TRIO:
         seeds = _paired(*(t.get(member, {}) for tabs in tables.values() for t in tabs)) if tables else []
         if not seeds:
             return {}
@@ -281,13 +281,13 @@ def frequency_thresholds(rows: Sequence[Row], arm: str) -> dict[str, Estimate]:
 
 def _falling(values: Sequence[float]) -> np.ndarray:
     """Least-squares fit that never rises (pool adjacent violators)."""
-    blocks: list[list[float]] = []
+    blocks: list[tuple[float, int]] = []
     for value in values:
-        blocks.append([value, 1])
+        blocks.append((value, 1))
         while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
             a, n = blocks.pop()
             b, k = blocks.pop()
-            blocks.append([(a * n + b * k) / (n + k), n + k])
+            blocks.append(((a * n + b * k) / (n + k), n + k))
     return np.repeat([v for v, _ in blocks], [n for _, n in blocks])
 
 
@@ -336,7 +336,7 @@ def admit(rows: Sequence[Row], rule: Mapping[str, Any], endpoint: str, floor: fl
     low, high = rule["admitted"]
     positions = {}
     for arm in rule["arms"]:
-        value = mean(scores(rows, arm, endpoint).get("small", {0: math.nan})).value / 100
+        value = mean(scores(rows, arm, endpoint).get(TRIO[1], {0: math.nan})).value / 100
         positions[arm] = (value - floor) / (1 - floor)
     return Admission(endpoint, floor, positions, all(low <= p <= high for p in positions.values()))
 
@@ -358,7 +358,7 @@ def decide(
     found = {f"{end} ({scale})": interaction(rows, pair, end, scale) for end in (know, own, think) for scale in SCALES}
     main, logit, reason = found[f"{know} (points)"], found[f"{own} (logit)"], found[f"{think} (points)"]
     best = best_shares(rows, ladder_of_shares(arms, pair), (know, think))
-    rises = bool(best) and best["medium"].best > best["mini"].best
+    rises = bool(best) and best[TRIO[-1]].best > best[TRIO[0]].best
     findings = [
         f"Recall of the universe: {interval(main)} points per doubling"
         f"{_reading(main, 'the filter weakens the second step', 'the filter strengthens the second step')}.",
@@ -377,7 +377,7 @@ def decide(
     absent = abs(reason.low) < margin and abs(reason.high) < margin
     findings.append(
         f"Reasoning (exact rows): {interval(reason)} points per doubling"
-        + (f"; absent within the margin of {margin:g}." if absent else "; neither shown nor excluded." if _sign(reason) == 0
+        + (f"; absent within the margin of {margin:g}." if absent else "; neither shown nor excluded." if reason.sign == 0
            else "; the interval excludes 0.")
     )  # fmt: skip
     for a in admissions:
@@ -386,31 +386,25 @@ def decide(
             findings.append(f"{a.endpoint} was not admitted: small lies at {where} of its range.")
     if not admissions[0].admitted or not math.isfinite(main.stderr):
         word = "no answer"
-    elif _sign(main) <= 0:
+    elif main.sign <= 0:
         word = "not supported"
-    elif _sign(logit) <= 0:
+    elif logit.sign <= 0:
         word = "supported through the ceiling only"
     else:
         word = "supported" if rises and admissions[1].admitted else "supported in part"
     return Verdict(word, tuple(findings), found, admissions, best)
 
 
-def _sign(e: Estimate) -> int:
-    """+1 or -1 where the interval excludes zero."""
-    return 0 if not math.isfinite(e.low) or e.low <= 0 <= e.high else 1 if e.value > 0 else -1
-
-
 def _reading(e: Estimate, positive: str, negative: str) -> str:
-    if not math.isfinite(e.low):
+    if not e.known:
         return "; one seed, no interval"
-    sign = _sign(e)
-    return f"; {positive}" if sign > 0 else f"; {negative}" if sign < 0 else "; the interval includes 0"
+    return f"; {positive}" if e.sign > 0 else f"; {negative}" if e.sign < 0 else "; the interval includes 0"
 
 
 def interval(e: Estimate, digits: int = 1) -> str:
     """'+14.8 [+3.6, +26.0] (3 seeds)'."""
     text = f"{e.value:+.{digits}f}"
-    if math.isfinite(e.low):
+    if e.known:
         text += f" [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
     return f"{text} ({e.n} seed{'s' * (e.n != 1)})".replace("-", "−")
 
@@ -422,7 +416,7 @@ def of_study(folder: Path) -> tuple[list[Row], dict[str, Any], Verdict]:
       UserError: a study without arms or a rule, without finished runs, or without the runs that the rule reads.
     """
     rows = read(folder / "runs.csv")
-    config = json.loads((folder / "study.json").read_text())["design"]["config"]
+    config = read_json(folder / "study.json")["design"]["config"]
     if not config.get("rule"):
         raise UserError(
             f"{folder}/study.json has no rule; causal verdicts need a study such as experiments/data_optimal.py"

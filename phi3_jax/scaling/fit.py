@@ -1,46 +1,54 @@
 """Fits L(N, D) = E + A / N^alpha + B / D^beta to a table: `python -m phi3_jax.scaling.fit runs.csv --n params --d tokens`.
 
-Prints the law, what it is worth (bootstrap intervals, profiles of the exponents, every start's end) and where it fails
-(residuals against size and data, each size predicted from the others). `--json` prints the same as one object at full
-precision; rounded constants bias predictions (arXiv:2404.10102), so copy them from there.
+Prints the law, what it is worth (Student's t intervals, every start's end) and where it fails (residuals against size and
+data, each size predicted from the others). Forks share their trunk's noise, by the column `parent` or --group. Of a law
+that the runs do not determine it prints "not determined: ...", the reason, and no constants. `--json` prints the same as
+one object at full precision; rounded constants bias predictions (arXiv:2404.10102), so copy them from there.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
+if __name__ == "__main__":  # at the top: Ctrl-C during the seconds that the imports below take finds a handler
+    import sys
+
+    from phi3_jax.entry import start
+
+    sys.exit(start("fit"))
+
+import dataclasses
 import json
-import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from phi3_jax import shipped
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.scaling import laws
+from phi3_jax.records import files, tables
+from phi3_jax.scaling import intervals, laws
 
-ONE_OF = ("recipe", "arm", "tokenizer", "ladder", "scale", "data")  # runs that differ in these follow different laws
+MIN_DRAWS, MAX_DRAWS = 20, 100_000  # an interval of fewer is none; more are no narrower
+WORTH = {
+    "intervals": "Student's t, linearised, with the share of noise that clusters have in common as an unknown",
+    "bootstrap": "standard errors over resampled runs or clusters",
+}
+# Runs that differ in these follow different laws.
+ONE_OF = ("recipe", "arm", "tokenizer", "ladder", "scale", "data", "build", "scorer")
 
 
-def read(path: Path, columns: Sequence[str], only: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Finished runs of a csv file that has the columns; `only` are words COLUMN=VALUE that runs must meet.
+def read(path: Path, columns: Sequence[str], only: Sequence[str] = ()) -> list[tables.Row]:
+    """Finished runs of a table that has the columns; `only` are words COLUMN=VALUE that runs must meet.
 
     Raises:
-      UserError: no such file, not a table, a column it lacks (naming the nearest), or runs of several recipes.
+      UserError: see `tables.read`; a column it lacks (naming the nearest), or runs of several recipes.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not rows:
-        raise UserError(f"{path} has no rows; it needs a header and a line a run")
+    rows = tables.read(path)
     pairs = [word.partition("=")[::2] for word in only]
     for column in (*columns, *(column for column, _ in pairs)):
-        if column not in rows[0]:
-            raise UserError(f"{path} has no column {column!r}{nearest(column, list(rows[0]))}")
+        tables.need(rows, column)
     for column, value in pairs:
         there = sorted({row[column] for row in rows})
         rows = [row for row in rows if row[column] == value]
@@ -60,36 +68,40 @@ def read(path: Path, columns: Sequence[str], only: Sequence[str] = ()) -> list[d
     return rows
 
 
-def number(row: dict[str, str], column: str, line: int) -> float:
-    """A positive number of a row.
+def clusters(rows: Sequence[tables.Row], column: str) -> list[str]:
+    """Bootstrap cluster of each run; one with an empty cell is a cluster of its own, by its name where there is one.
 
-    Raises:
-      UserError: anything else, naming line and column.
+    A trunk has no parent, and its forks name it: it and they are one cluster.
     """
-    try:
-        value = float(row[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"line {line}: {column} is {row[column]!r}, not a positive number; leave the run out")
-    return value
+    return [row[column] or row.get("name") or f"line {row.line}" for row in rows]
 
 
-def describe(fitted: laws.Fit, draws: np.ndarray, clusters: int, names: dict[str, str]) -> dict[str, Any]:
-    """Everything the command prints, as plain JSON types."""
-    law = fitted.law
-    found = {name: getattr(law, name) for name in laws.NAMES} | {"a": law.a, "b": 1 - law.a}
+def describe(
+    fitted: laws.Fit, worth: intervals.Worth, names: dict[str, str], draws: np.ndarray | None = None, clusters: int = 0
+) -> dict[str, Any]:
+    """Everything the command prints, as plain JSON types; of a law that is not determined why, and no constants.
+
+    Args:
+      fitted, worth: the law and what it is worth.
+      names: {"n", "d", "loss": column}.
+      draws: (draws, 5) laws of resampled runs, for their standard errors.
+      clusters: how many clusters were resampled.
+    """
+    law, reason = fitted.law, intervals.undetermined(fitted, worth, draws)
+    if reason:
+        return {"determined": False, "reason": reason, "runs": len(fitted.n), "columns": names}
+    found = {"determined": True} | {name: getattr(law, name) for name in laws.NAMES} | {"a": law.a, "b": 1 - law.a}
     out: dict[str, Any] = found | {"objective": fitted.objective, "runs": len(fitted.n), "columns": names}
-    if len(draws):
+    out["intervals"] = {name: list(ends) for name, ends in worth.constants().items()}
+    out["shared_noise"] = worth.shared
+    if draws is not None and len(draws):
         with_a = np.column_stack([draws, draws[:, 4] / (draws[:, 3] + draws[:, 4])])
-        low, high = laws.interval(with_a)
-        with np.errstate(over="ignore"):  # a draw that determines no law can have any constants
-            spread = with_a.std(axis=0, ddof=1)
-        keys = (*laws.NAMES, "a")
-        out["intervals"] = {k: [float(x), float(y)] for k, x, y in zip(keys, low, high, strict=True)}
-        out["standard_errors"] = {k: float(s) for k, s in zip(keys, spread, strict=True)}
-        out["bootstrap"] = {"draws": len(draws), "clusters": clusters}
-    out["profile_intervals"] = {name: list(laws.profile_interval(fitted, name)) for name in ("alpha", "beta")}
+        spread = zip((*laws.NAMES, "a"), with_a.std(axis=0, ddof=1), strict=True)
+        out["bootstrap"] = {
+            "draws": len(draws),
+            "clusters": clusters,
+            "standard_errors": {k: float(s) for k, s in spread},
+        }
     out["diagnostics"] = {
         "condition_number": fitted.condition,
         "at_bounds": list(fitted.edges),
@@ -125,32 +137,30 @@ def card(result: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{laws.STARTS} cells",
             "optimiser": "BFGS with analytic gradients",
             "stop": "relative gain below 1e-13 twice, the second time from a fresh metric",
-            "starts_at_optimum": result["diagnostics"]["starts_at_optimum"],
+            "starts_at_optimum": result.get("diagnostics", {}).get("starts_at_optimum"),
             "validation": "each size predicted from the others; forecasts hold out the largest size and budget",
         },
-        "uncertainty": result.get("bootstrap", "none") and "bootstrap over runs or clusters; profiles of the exponents",
+        "uncertainty": "; ".join(WORTH[key] for key in WORTH if key in result) or "none",
         "result": {k: v for k, v in result.items() if k not in ("columns",)},
     }
 
 
 def text(result: dict[str, Any]) -> str:
     """The result for a reader."""
-    intervals, errors = result.get("intervals", {}), result.get("standard_errors", {})
+    if not result["determined"]:
+        return f"not determined: {result['reason']}"
+    errors = result.get("bootstrap", {}).get("standard_errors", {})
     lines = ["L(N, D) = E + A / N^alpha + B / D^beta", ""]
     for key in (*laws.NAMES, "a"):
-        line = f"  {key:6} {result[key]:<12.6g}"
-        if key in intervals:
-            low, high = intervals[key]
-            line += f" 95% [{low:.4g}, {high:.4g}]  SE {errors[key]:.3g}"
-        lines.append(line)
+        low, high = result["intervals"][key]
+        error = f"  bootstrapped SE {errors[key]:.3g}" if key in errors else ""
+        lines.append(f"  {key:6} {result[key]:<12.6g} 95% [{low:.4g}, {high:.4g}]{error}")
     more = result["diagnostics"]
-    profiles = ", ".join(f"{k} [{low:.3f}, {high:.3f}]" for k, (low, high) in result["profile_intervals"].items())
     lines += [
         "  (a = beta / (alpha + beta): the compute-optimal size grows as C^a)",
         "",
         f"objective {result['objective']:.10g} over {result['runs']} runs; {more['starts_at_optimum']} of {more['starts']} "
         "starts end there",
-        f"profile intervals: {profiles}",
         f"condition number {more['condition_number']:.3g}; at bounds: {', '.join(more['at_bounds']) or 'none'}",
         f"residuals: {100 * more['rms_log_residual']:.2f} % of the loss (RMS); correlation with "
         + ", ".join(f"{k} {v:+.2f}" for k, v in more["residual_correlation"].items()),
@@ -164,59 +174,80 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 for a user's error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m phi3_jax.scaling.fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("table", type=Path, help="csv file, one line a run; of a study: its runs.csv")
-    parser.add_argument("--n", default="non_embedding", help="column of parameters (default non_embedding)")
-    parser.add_argument("--d", default="budget", help="column of tokens (default budget)")
-    parser.add_argument("--flops", help="column of FLOPs: D = FLOPs / (6 N) instead of --d")
-    parser.add_argument("--loss", default="loss", help="column of final losses (default loss)")
-    parser.add_argument("--group", help="column of bootstrap clusters, such as the trunk that forks share")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="COLUMN=VALUE", help="keep the runs with this value"
-    )
-    parser.add_argument("--drop_highest", type=int, default=0, metavar="K", help="leave out the K highest losses")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="DRAWS", help="default 1000; 0 for none")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="write the checklist of the fit here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    try:
-        result = run(options)
-        if options.card:
-            options.card.write_text(json.dumps(card(result, options.table), indent=1) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+def command(flags: Mapping[str, Any]) -> None:
+    """The command."""
+    check(flags)
+    result = run(flags)
+    if flags["card"]:
+        try:
+            files.write_json(Path(flags["card"]), card(result, Path(flags["table"])))
+        except OSError as error:
+            raise UserError(f"--card {flags['card']} cannot be written: {error.strerror}; name another") from error
+    print(json.dumps(result) if flags["json"] else text(result))
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The fit that the command line asks for."""
-    tokens = options.flops or options.d
-    rows = read(options.table, [options.n, tokens, options.loss, *filter(None, [options.group])], options.only)
-    n, d, loss = (
-        np.array([number(row, column, i + 2) for i, row in enumerate(rows)])
-        for column in (options.n, tokens, options.loss)
-    )
-    if options.flops:
+def check(flags: Mapping[str, Any]) -> None:
+    """Refuses, before any work, numbers that mean nothing and a card that cannot be written."""
+    if 0 < flags["bootstrap"] < MIN_DRAWS:
+        raise UserError(
+            f"--bootstrap {flags['bootstrap']}: give 0 for no standard errors, or {MIN_DRAWS} to {MAX_DRAWS:,} draws"
+        )
+    card = Path(flags["card"]) if flags["card"] else None
+    if card and card.is_dir():
+        raise UserError(f"--card {card} is a folder; give a file in it, such as {card / 'fit_card.json'}")
+    if card and not (card.parent.is_dir() and os.access(card.parent, os.W_OK)):
+        problem = "cannot be written to" if card.parent.is_dir() else "is no folder"
+        raise UserError(f"--card {card}: {card.parent} {problem}; make it, or name another file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """What a command line picks from a table: N, D and loss (runs,), clusters that share noise, and the columns' names."""
+
+    path: Path
+    n: np.ndarray
+    d: np.ndarray
+    loss: np.ndarray
+    clusters: list[str]
+    names: dict[str, str]
+
+    def fit(self, chosen: np.ndarray | slice = slice(None)) -> laws.Fit:
+        """The law of the chosen runs.
+
+        Raises:
+          UserError: see `laws.check`; names the table.
+        """
+        try:
+            return laws.fit(self.n[chosen], self.d[chosen], self.loss[chosen])
+        except UserError as error:
+            raise UserError(f"{self.path}, column {self.names['loss']}: {error}") from error
+
+
+def pick(flags: Mapping[str, Any]) -> Runs:
+    """The runs that the flags `table`, `n`, `d`, `flops`, `loss`, `group`, `only` and `drop_highest` name."""
+    if bad := next((word for word in flags["only"] if "=" not in word), None):
+        raise UserError(f"--only {bad!r} is not COLUMN=VALUE, such as --only arm=filtered")
+    path, tokens, dropped = shipped.find(flags["table"]), flags["flops"] or flags["d"], flags["drop_highest"]
+    rows = read(path, [flags["n"], tokens, flags["loss"], *filter(None, [flags["group"]])], flags["only"])
+    n, d, loss = (np.array([row.number(column) for row in rows]) for column in (flags["n"], tokens, flags["loss"]))
+    if flags["flops"]:
         d = d / (6 * n)
-    kept = np.argsort(loss, kind="stable")[: max(0, len(loss) - options.drop_highest)]
+    kept = np.argsort(loss, kind="stable")[: max(0, len(loss) - dropped)]
     kept.sort()
-    fitted = laws.fit(n[kept], d[kept], loss[kept])
-    groups = [rows[i][options.group] for i in kept] if options.group else None
-    draws = laws.bootstrap(fitted, options.bootstrap, clusters=groups) if options.bootstrap else np.empty((0, 5))
+    group = flags["group"] or ("parent" if "parent" in rows[0] else None)
+    groups = clusters([rows[i] for i in kept], group) if group else [str(i) for i in kept]
     names = {
-        "n": options.n,
-        "d": f"{options.flops} / (6 {options.n})" if options.flops else options.d,
-        "loss": options.loss,
+        "n": flags["n"],
+        "d": f"{flags['flops']} / (6 {flags['n']})" if flags["flops"] else flags["d"],
+        "loss": flags["loss"],
     }
-    names |= {"dropped": f"the {options.drop_highest} highest losses"} if options.drop_highest else {}
-    return describe(fitted, draws, len(set(groups)) if groups else len(kept), names)
+    names |= {"dropped": f"the {dropped} highest losses"} if dropped else {}
+    return Runs(path, n[kept], d[kept], loss[kept], groups, names)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The fit that the command line asks for."""
+    runs = pick(flags)
+    fitted = runs.fit()
+    draws = laws.bootstrap(fitted, flags["bootstrap"], clusters=runs.clusters) if flags["bootstrap"] else None
+    return describe(fitted, intervals.worth(fitted, runs.clusters), runs.names, draws, len(set(runs.clusters)))

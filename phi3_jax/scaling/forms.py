@@ -13,7 +13,11 @@ from phi3_jax.errors import UserError
 
 
 def best_curve(
-    form: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray, starts: Sequence[Sequence[float]], **options: object
+    form: Callable[..., np.ndarray],
+    x: np.ndarray | tuple[np.ndarray, ...],
+    y: np.ndarray,
+    starts: Sequence[Sequence[float]],
+    **options: object,
 ) -> np.ndarray:
     """Parameters of the least-squares fit with the smallest residual over several starts (scipy's curve_fit).
 
@@ -39,7 +43,7 @@ def best_curve(
 
 @dataclasses.dataclass(frozen=True)
 class OverTraining:
-    """L(N, M) = alpha N^c + beta 6^(c / 2) (M N)^c + E with M = D / N tokens a parameter and one exponent c < 0.
+    """L(N, M) = alpha N^c + beta 6^(c / 2) (M N)^c + E with M = D / N tokens per parameter and one exponent c < 0.
 
     The law of Gadre et al. (arXiv:2403.08540) as their code fits it; the factor 6^(c / 2) only scales beta.
     """
@@ -50,7 +54,7 @@ class OverTraining:
     E: float
 
     def __call__(self, n: np.ndarray | float, m: np.ndarray | float) -> np.ndarray:
-        """Loss at N parameters and M tokens a parameter."""
+        """Loss at N parameters and M tokens per parameter."""
         return _over_training((np.asarray(n, float), np.asarray(m, float)), self.alpha, self.beta, self.c, self.E)
 
 

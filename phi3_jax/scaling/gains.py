@@ -2,19 +2,20 @@
 
 Gains are per doubling of parameters or of training compute (C = 6 N D at the published budgets). Scores are binomial with
 public test-set sizes; no per-item results are published, so the models' errors are taken as independent, which is
-conservative for shared items. Formulas: docs in `evaluation.statistics`.
+conservative for shared items. The formulas stand in `phi3_jax/statistics.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import special
 
-from phi3_jax.evaluation import statistics
+from phi3_jax import statistics
 from phi3_jax.scaling import published
 from phi3_jax.scaling.laws import Law
 from phi3_jax.scaling.published import Benchmark
@@ -72,6 +73,11 @@ class Contrast:
     def weaker(self) -> bool:
         """Whether the second step is significantly weaker after Holm's correction."""
         return self.value < 0 and self.holm < 0.05
+
+    @property
+    def stronger(self) -> bool:
+        """Whether the second step is significantly stronger after Holm's correction."""
+        return self.value > 0 and self.holm < 0.05
 
 
 def contrasts(rows: Sequence[Benchmark], scale: str = "points", per: str = "N") -> list[Contrast]:
@@ -218,8 +224,18 @@ def decompose(rows: Sequence[Benchmark]) -> list[Decomposition]:
     return out
 
 
-def answer(rows: Sequence[Benchmark]) -> Mapping[tuple[str, str], list[str]]:
-    """{(scale, per): benchmarks whose second step is weaker after Holm's correction}."""
-    return {
-        (scale, per): [c.benchmark for c in contrasts(rows, scale, per) if c.weaker] for scale in SCALES for per in PER
-    }
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Benchmarks whose second step is weaker, and those whose second step is stronger, after Holm's correction."""
+
+    weaker: list[str]
+    stronger: list[str]
+
+
+def answer(rows: Sequence[Benchmark]) -> Mapping[tuple[str, str], Answer]:
+    """{(scale, per): the benchmarks that differ}."""
+    out = {}
+    for scale, per in itertools.product(SCALES, PER):
+        found = contrasts(rows, scale, per)
+        out[scale, per] = Answer([c.benchmark for c in found if c.weaker], [c.benchmark for c in found if c.stronger])
+    return out

@@ -1,12 +1,11 @@
-"""Loss laws L(N, D) = E + A / N^alpha + B / D^beta: fits that find the optimum, and what they are worth (numpy only).
+"""Loss laws L(N, D) = E + A / N^alpha + B / D^beta: fits that find the optimum, and what they are worth (no jax).
 
 How. For given exponents the law is linear in (E, A, B), so the search starts from a grid of exponents with non-negative
 least squares in each cell (variable projection: Czech et al., arXiv:2603.22339, where the parabolas of isoFLOP analysis
 are shown to be biased). The best cells start a quasi-Newton search, with analytic gradients, for the objective of
 Hoffmann et al. (arXiv:2203.15556, approach 3): the sum (not the mean, whose small scale stopped their own search early,
 Besiroglu et al., arXiv:2404.10102) over runs of Huber(delta = 1e-3) of the residual ln L - LSE(a - alpha ln N,
-b - beta ln D, e). One search runs many problems at a time: starts, bootstrap draws and profile points are rows of one
-array.
+b - beta ln D, e). One search runs many problems at a time: starts and bootstrap draws are rows of one array.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from phi3_jax.errors import UserError
 
 DELTA = 1e-3  # of the Huber loss on log residuals
+SQUARES = 1e6  # a delta beyond every residual: least squares
 GRID = np.arange(0.05, 1.21, 0.05)  # of exponents
 STARTS = 24
 NAMES = ("E", "A", "B", "alpha", "beta")
@@ -82,12 +83,12 @@ class Fit:
         return np.log(self.loss) - np.log(self.law(self.n, self.d))
 
 
-def check(n: Sequence[float], d: Sequence[float], loss: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def check(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three as arrays.
 
     Raises:
-      UserError: lengths that differ, values that are no positive number, or too few runs, sizes or token counts for five
-        parameters.
+      UserError: lengths that differ, values that are no positive number, too few runs, sizes or token counts for five
+        parameters, or a loss that rises with size or tokens.
     """
     arrays = [np.asarray(x, float) for x in (n, d, loss)]
     if len({a.shape for a in arrays}) > 1 or arrays[0].ndim != 1:
@@ -102,16 +103,37 @@ def check(n: Sequence[float], d: Sequence[float], loss: Sequence[float]) -> tupl
             )
     runs, (count, tokens) = len(arrays[0]), (int(sizes(a).max()) + 1 if len(a) else 0 for a in arrays[:2])
     if runs < 6 or count < 3 or tokens < 3:
+        there = f"{runs} run{'s' * (runs != 1)} of {count} size{'s' * (count != 1)}"
         raise UserError(
-            f"{runs} runs of {count} sizes and {tokens} token counts do not determine the law's five parameters; it needs "
-            "6 or more runs of 3 or more sizes and 3 or more token counts"
+            f"{there} and {tokens} token count{'s' * (tokens != 1)} do not determine the law's five parameters; it takes 6 "
+            "or more runs of 3 or more sizes and 3 or more token counts"
+        )
+    if risen := _rises(*arrays):
+        raise UserError(
+            f"the loss rises with {risen}: a law is one of losses, which fall; name the column of a loss, or give 1 minus "
+            "a score"
         )
     return arrays[0], arrays[1], arrays[2]
 
 
-def fit(
-    n: Sequence[float], d: Sequence[float], loss: Sequence[float], delta: float = DELTA, starts: int = STARTS
-) -> Fit:
+def _rises(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> str:
+    """ "size", "tokens", both or "": in which the logarithm of the loss rises, by more than three standard errors."""
+    words, columns = ["size", "tokens"], [np.log(n), np.log(d)]
+    if in_step(n, d):
+        words, columns = ["size and tokens"], columns[:1]
+    x = np.column_stack([np.ones(len(n)), *columns])
+    inverse = np.linalg.pinv(x)
+    slope, left = inverse @ np.log(loss), np.log(loss) - x @ inverse @ np.log(loss)
+    error = np.sqrt(np.sum(left**2) / (len(n) - x.shape[1]) * np.square(inverse).sum(1))
+    return " and ".join(word for k, word in enumerate(words, 1) if slope[k] > max(3 * error[k], 1e-9))
+
+
+def in_step(n: np.ndarray, d: np.ndarray) -> bool:
+    """Whether tokens are so nearly a power of the size that no runs tell the two apart."""
+    return abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999
+
+
+def fit(n: ArrayLike, d: ArrayLike, loss: ArrayLike, delta: float = DELTA, starts: int = STARTS) -> Fit:
     """Fits the law to runs.
 
     Args:
@@ -122,27 +144,19 @@ def fit(
     Raises:
       UserError: see `check`.
     """
-    n, d, loss = check(n, d, loss)
-    problem = _Problem(n, d, loss, delta)
+    ns, ds, losses = check(n, d, loss)
+    problem = Problem(ns, ds, losses, delta)
     theta, value = problem.search(problem.start(starts))
     order = np.argsort(value)
     theta, value = theta[order], value[order]
     laws = [problem.law(t) for t in theta]
     optima = np.array([[v, *dataclasses.astuple(law)] for v, law in zip(value, laws, strict=True)])
     best = laws[0]
-    scale = float(np.min(loss))
-    edges = [
-        name
-        for name, part in (
-            ("E", best.E),
-            ("A", best.A / np.exp(problem.ln_n.mean() * best.alpha)),
-            ("B", best.B / np.exp(problem.ln_d.mean() * best.beta)),
-        )
-        if part < 1e-4 * scale
-    ]
-    edges += [name for name in ("alpha", "beta") if not 0.01 < getattr(best, name) < 2]  # fmt: skip
+    at = at_bounds(middle(ns, ds, optima[:1, 1:]), losses)[0]
+    edges = tuple(name for name, hit in zip(NAMES, at, strict=True) if hit)
     jacobian = problem.jacobian(theta[:1])[0]
-    return Fit(best, float(value[0]), n, d, loss, optima, float(np.linalg.cond(jacobian.T @ jacobian)), tuple(edges))
+    condition = float(np.linalg.cond(jacobian.T @ jacobian))
+    return Fit(best, float(value[0]), ns, ds, losses, optima, condition, edges)
 
 
 # ------------------------------------------------------------------------------------------------ what a fit is worth
@@ -153,7 +167,7 @@ def bootstrap(
 ) -> np.ndarray:
     """Laws fitted to resampled runs, (draws, 5): E, A, B, alpha, beta.
 
-    Runs are drawn with replacement, or with `clusters` (one label a run) whole clusters: the forks of one trunk share its
+    Runs are drawn with replacement, or with `clusters` (one label per run) whole clusters: the forks of one trunk share its
     noise. A draw that has lost the sizes or token counts that the law needs is drawn again, which makes intervals from few
     clusters a little narrow. Each search starts at the fit's own optimum.
 
@@ -173,7 +187,7 @@ def bootstrap(
             f"{groups} clusters are too few to resample: 6 or more are needed, and draws that keep three sizes and three "
             "token counts; add seeds or sizes, or leave the clusters out"
         )
-    problem = _Problem(fitted.n, fitted.d, fitted.loss, delta)
+    problem = Problem(fitted.n, fitted.d, fitted.loss, delta)
     start = np.repeat(problem.theta(fitted.law)[None], draws, axis=0)
     theta, _ = problem.search(start, weights[:draws])
     return np.array([dataclasses.astuple(problem.law(t)) for t in theta])
@@ -186,6 +200,20 @@ def _determined(fitted: Fit, drawn: np.ndarray) -> np.ndarray:
         seen = np.stack([drawn[:, label == k].any(1) for k in range(label.max() + 1)], axis=1)
         enough &= seen.sum(1) >= 3
     return enough
+
+
+def middle(n: np.ndarray, d: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Laws (K, 5) with the terms of A and B at the middle of the runs in place of A and B."""
+    with np.errstate(divide="ignore", over="ignore"):
+        a = np.exp(np.log(found[:, 1]) - found[:, 3] * np.log(n).mean())
+        b = np.exp(np.log(found[:, 2]) - found[:, 4] * np.log(d).mean())
+    return np.column_stack([found[:, 0], a, b, found[:, 3:]])
+
+
+def at_bounds(terms: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """(K, 5) of bool: E or a term next to nothing, an exponent outside the grid."""
+    exponents = terms[:, 3:]
+    return np.column_stack([terms[:, :3] < 1e-4 * loss.min(), (exponents <= 0.01) | (exponents >= 2)])
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -209,29 +237,6 @@ def predict(
     noise = np.random.default_rng(seed).choice(widened, size=curves.shape)
     (c_low, c_high), (low, high) = interval(curves, level), interval(curves * np.exp(noise), level)
     return {"value": fitted.law(n, d), "confidence_low": c_low, "confidence_high": c_high, "low": low, "high": high}
-
-
-def profile(fitted: Fit, name: str, values: Sequence[float], delta: float = DELTA) -> np.ndarray:
-    """Best objective (values,) with one exponent ("alpha" or "beta") held at each value."""
-    index = {"alpha": 3, "beta": 4}[name]
-    problem = _Problem(fitted.n, fitted.d, fitted.loss, delta)
-    start = np.repeat(problem.theta(fitted.law)[None], len(values), axis=0)
-    start[:, index] = values
-    free = np.arange(5) != index
-    return problem.search(start, free=free)[1]
-
-
-def profile_interval(fitted: Fit, name: str, level_gain: float = 1.92) -> tuple[float, float]:
-    """95 % interval of an exponent from its profile.
-
-    Huber loss with a small delta is nearly |residual|, the log-likelihood of Laplace noise; with its scale profiled out
-    the log-likelihood is -runs ln(objective), which may fall by 1.92 (half the 95 % point of chi-square with one degree).
-    """
-    centre = getattr(fitted.law, name)
-    grid = centre * np.exp(np.linspace(-0.7, 0.7, 57))
-    inside = len(fitted.n) * np.log(profile(fitted, name, grid) / fitted.objective) <= level_gain
-    kept = grid[inside] if inside.any() else np.array([centre])
-    return float(kept.min()), float(kept.max())
 
 
 def leave_one_size_out(fitted: Fit, delta: float = DELTA) -> list[tuple[float, float]]:
@@ -317,7 +322,7 @@ def power_law(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -
 # ------------------------------------------------------------------------------------------------ the search
 
 
-class _Problem:
+class Problem:
     """The objective of many parameter vectors at a time: theta (K, 5) = a, b, e, alpha, beta with centred ln N, ln D."""
 
     def __init__(self, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float) -> None:
@@ -327,7 +332,8 @@ class _Problem:
     def law(self, theta: np.ndarray) -> Law:
         a, b, e, alpha, beta = (float(t) for t in theta)
         a, b = a + alpha * self.ln_n.mean(), b + beta * self.ln_d.mean()
-        return Law(*(math.exp(min(v, 700.0)) for v in (e, a, b)), alpha, beta)
+        e, a, b = (math.exp(min(v, 700.0)) for v in (e, a, b))
+        return Law(e, a, b, alpha, beta)
 
     def theta(self, law: Law) -> np.ndarray:
         tiny = 1e-300
@@ -352,6 +358,10 @@ class _Problem:
         sums = s.sum(-1)
         grad = np.stack([sums[0], sums[1], sums[2], -(s[0] @ self.x), -(s[1] @ self.y)], axis=1)
         return huber.sum(-1), grad
+
+    def residuals(self, theta: np.ndarray) -> np.ndarray:
+        """ln prediction - ln loss, (K, runs)."""
+        return self._shares(theta)[1]
 
     def _shares(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the three terms (3, K, runs) and residuals prediction - measured (K, runs), in logarithms."""
@@ -379,25 +389,19 @@ class _Problem:
         e, a, b = np.log(np.maximum(linear[best], floor)).T
         return np.stack([a, b, e, alpha[best], beta[best]], axis=1)
 
-    def search(
-        self, start: np.ndarray, weights: np.ndarray | None = None, free: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, start: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ends (K, 5) and objectives (K,) of BFGS from each start."""
         theta, value = np.empty_like(start), np.empty(len(start))
         for at in range(0, len(start), _CHUNK):
             part = slice(at, at + _CHUNK)
-            theta[part], value[part] = self._bfgs(start[part], None if weights is None else weights[part], free)
+            theta[part], value[part] = self._bfgs(start[part], None if weights is None else weights[part])
         return theta, value
 
-    def _bfgs(
-        self, theta: np.ndarray, weights: np.ndarray | None, free: np.ndarray | None, steps: int = 400
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _bfgs(self, theta: np.ndarray, weights: np.ndarray | None, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
         """Quasi-Newton with a backtracking line search, each row on its own; rows that have ended are left out."""
-        mask = np.ones(5) if free is None else free.astype(float)
         theta = theta.copy()
         value, grad = self.value_and_grad(theta, weights)
-        grad *= mask
-        inverse = self._first_inverse(theta, weights, mask)
+        inverse = self._first_inverse(theta, weights)
         restarted = np.zeros(len(theta), bool)
         live = np.arange(len(theta))
         for _ in range(steps):
@@ -410,7 +414,6 @@ class _Problem:
             uphill = slope >= 0
             direction[uphill], slope[uphill] = -g[uphill], -np.square(g[uphill]).sum(1)
             step, new, new_value, new_grad = self._line(t, value[live], direction, slope, w)
-            new_grad *= mask
             moved = step > 0
             s, y = new - t, new_grad - g
             sy = np.einsum("ki,ki->k", s, y)
@@ -423,22 +426,21 @@ class _Problem:
             again = small & ~restarted[live]
             if again.any():
                 rows = live[again]
-                inverse[rows] = self._first_inverse(theta[rows], None if weights is None else weights[rows], mask)
+                inverse[rows] = self._first_inverse(theta[rows], None if weights is None else weights[rows])
                 restarted[rows] = True
             restarted[live[~small]] = False
             live = live[~small | again]
         return theta, value
 
-    def _first_inverse(self, theta: np.ndarray, weights: np.ndarray | None, mask: np.ndarray) -> np.ndarray:
+    def _first_inverse(self, theta: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         """Inverse of the reweighted Gauss-Newton matrix: Huber's curvature as delta / max(|residual|, delta)."""
         p, r = self._shares(theta)
-        j = np.stack([p[0], p[1], p[2], -p[0] * self.x, -p[1] * self.y], axis=-1) * mask
+        j = np.stack([p[0], p[1], p[2], -p[0] * self.x, -p[1] * self.y], axis=-1)
         curvature = self.delta / np.maximum(np.abs(r), self.delta)
         curvature = curvature if weights is None else curvature * weights
         matrix = np.einsum("kni,kn,knj->kij", j, curvature, j)
         trace = np.trace(matrix, axis1=1, axis2=2)[:, None, None]
-        ridge = np.diag(1 - mask) + 1e-9 * trace * np.eye(5)
-        return np.linalg.inv(matrix + ridge) * np.outer(mask, mask)
+        return np.linalg.inv(matrix + 1e-9 * trace * np.eye(5))
 
     def _line(
         self, theta: np.ndarray, value: np.ndarray, direction: np.ndarray, slope: np.ndarray, weights: np.ndarray | None

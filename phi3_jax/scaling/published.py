@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
-from phi3_jax import family
+from phi3_jax import family, shipped
 from phi3_jax.errors import UserError, nearest
+from phi3_jax.records import tables
 
-FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "published"
-SIZES = (3.821079552e9, 7.392272384e9, 13.96023808e9)  # parameters of mini, small, medium
-TOKENS = tuple(family.PUBLISHED_TOKENS[m] for m in family.MEMBERS)
+FOLDER = shipped.root() / "analysis" / "published"
+SIZES = tuple(float(family.published_params(m) or 0) for m in family.TRIO)  # parameters
+TOKENS = tuple(family.published_tokens(m) for m in family.TRIO)
 FLOPS = tuple(6 * n * d for n, d in zip(SIZES, TOKENS, strict=True))
 NOT_AVERAGED = ("GPQA", "MT-Bench")  # rows of the table that its average leaves out
 
@@ -33,8 +33,7 @@ def table(name: str, folder: Path = FOLDER) -> tuple[dict[str, str], ...]:
         known = sorted(p.stem for p in folder.glob("*.csv"))
         where = nearest(name, known) if known else f"; {folder} is missing: run from a clone of the repository"
         raise UserError(f"no published table {name!r}{where}")
-    with path.open(newline="") as file:
-        return tuple(csv.DictReader(file))
+    return tuple(tables.read(path))
 
 
 def _number(text: str | None) -> float:
@@ -85,12 +84,9 @@ def benchmarks(version: str = "v4") -> list[Benchmark]:
         scores = rows.get(name, [math.nan])
         if name in about and name not in NOT_AVERAGED and len(scores) == 3 and np.isfinite(scores).all():
             entry = about[name]
-            p = tuple(s / 100 for s in scores)
-            out.append(
-                Benchmark(
-                    name, p, int(entry["n"]), _number(entry["chance"]) if entry["chance"] else 0.0, entry["group"]
-                )
-            )
+            mini, small, medium = (s / 100 for s in scores)
+            chance = _number(entry["chance"]) if entry["chance"] else 0.0
+            out.append(Benchmark(name, (mini, small, medium), int(entry["n"]), chance, entry["group"]))
     return out
 
 
@@ -142,11 +138,11 @@ def inconsistencies() -> list[Inconsistency]:
     versions = {row["benchmark"]: row for row in table("phi3_academic_versions")}
     early, final = "mini4k_azure_2024-04-23", "mini_v4"
     for a, b in SWAPPED:
-        printed = [_number(versions[name][early]) for name in (a, b)]
-        others = [_number(versions[name][final]) for name in (a, b)]
-        if printed == others[::-1] and printed != others:
+        first = [_number(versions[name][early]) for name in (a, b)]
+        last = [_number(versions[name][final]) for name in (a, b)]
+        if first == last[::-1] and first != last:
             out += [Inconsistency(f"{name} of mini in the card of 23 April 2024: swapped", p, o)
-                    for name, p, o in zip((a, b), printed, others, strict=True)]  # fmt: skip
+                    for name, p, o in zip((a, b), first, last, strict=True)]  # fmt: skip
     return out
 
 
@@ -164,33 +160,29 @@ def _card(benchmark: str, model: str) -> float:
 # ------------------------------------------------------------------------------------------------ other families
 
 
-def families() -> list[dict[str, float | str]]:
-    """Gains of other model families: a row a size triple and benchmark, points per doubling of parameters."""
-    numbers = ("small", "middle", "large", "first", "second")
-    return [dict(row) | {k: float(row[k]) for k in numbers} for row in table("families")]
+class FamilyGain(TypedDict):
+    """One size triple (billions of parameters) of another family on one benchmark, points per doubling of parameters."""
+
+    family: str
+    benchmark: str
+    small: float
+    middle: float
+    large: float
+    first: float
+    second: float
 
 
-def family_gains(path: Path) -> list[dict[str, float | str]]:
-    """Makes `families` from base_llm_benchmark_eval.csv of Ruan et al. (arXiv:2405.10938, Apache-2.0).
-
-    Every three neighbouring sizes of at least 1B parameters of one family; of two models of one size the first counts.
-    """
-    with path.open(newline="") as file:
-        models = list(csv.DictReader(file))
-    names = [c for c in models[0] if c not in ("Model", "Model Family", "FLOPs (1E21)") and "Size" not in c]
-    by_family: dict[str, dict[float, Mapping[str, str]]] = {}
-    for model in models:
-        size = float(model["Model Size (B)"])
-        if size >= 1:
-            by_family.setdefault(model["Model Family"], {}).setdefault(size, model)
-    out: list[dict[str, float | str]] = []
-    for name, sizes in by_family.items():
-        order = sorted(sizes)
-        for trio in zip(order, order[1:], order[2:], strict=False):
-            d1, d2 = np.diff(np.log2(trio))
-            for benchmark in names:
-                p = [100 * _number(sizes[s][benchmark]) for s in trio]
-                if np.isfinite(p).all():
-                    row = dict(family=name, benchmark=benchmark, small=trio[0], middle=trio[1], large=trio[2])
-                    out.append(row | dict(first=(p[1] - p[0]) / d1, second=(p[2] - p[1]) / d2))
-    return out
+def families() -> list[FamilyGain]:
+    """Gains of other model families: a row per size triple and benchmark."""
+    return [
+        FamilyGain(
+            family=row["family"],
+            benchmark=row["benchmark"],
+            small=float(row["small"]),
+            middle=float(row["middle"]),
+            large=float(row["large"]),
+            first=float(row["first"]),
+            second=float(row["second"]),
+        )
+        for row in table("families")
+    ]

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 def local_rows(sharding: Sharding, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers, ascending, of the rows of an array of `shape` that the devices of this process hold a part of."""
     parts = sharding.addressable_devices_indices_map(shape).values()
-    return np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in parts]))
+    return np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in parts if index is not None]))
 
 
 def place(local: np.ndarray, rows: np.ndarray, count: int, sharding: Sharding) -> jax.Array:
@@ -26,7 +26,8 @@ def place(local: np.ndarray, rows: np.ndarray, count: int, sharding: Sharding) -
     if len(rows) == count and jax.process_count() == 1:
         return jax.device_put(local, sharding)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # jax's type has None; its own callbacks assert the same
         begin, end, _ = index[0].indices(count)
         first = np.searchsorted(rows, begin)
         return local[(slice(first, first + end - begin), *index[1:])]

@@ -53,7 +53,7 @@ def mesh_of(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Mesh
     mesh = make_mesh(
         devices, run.strategy, slices=run.slices or None, context=run.context_parallel, tensor=run.tensor_parallel
     )
-    check_batch(run.strategy, mesh, run.batch_windows // run.accumulation, run.data.window)
+    check_batch(run.strategy, mesh.shape, run.batch_windows // run.accumulation, run.data.window)
     return mesh
 
 

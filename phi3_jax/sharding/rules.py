@@ -1,12 +1,9 @@
-"""Strategies as data: frozen tables from logical axes to mesh axes.
-
-Tensors know logical names only (`ParamSpec.axes`, and for activations "batch" and "time"); a strategy turns them into
-shardings, once.
-"""
+"""A strategy (`strategies.STRATEGIES`) turns the logical axes of tensors into shardings, once."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
@@ -15,33 +12,10 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models.layout import Layout
 from phi3_jax.models.spec import ParamSpec, map_specs
-
-# Order matters: outer axes cross slower links. Strategies map logical axes onto these.
-AXES = ("replica", "data", "context", "tensor")
-Axes = tuple[str, ...]
-_BATCH: dict[str, Axes] = {"batch": ("replica", "data")}
-
-
-def _strategy(**more: Axes) -> MappingProxyType[str, Axes]:
-    return MappingProxyType(_BATCH | more)
-
-
-STRATEGIES: MappingProxyType[str, MappingProxyType[str, Axes]] = MappingProxyType(
-    {
-        # every device holds all parameters
-        "dp": _strategy(),
-        # each device holds a slice of every parameter, along "embed", and gathers a layer at a time
-        "fsdp": _strategy(embed=("replica", "data")),
-        # and the matrices of a layer are split over heads and mlp; between them the residual stream is split over time
-        "fsdp_tp": _strategy(
-            embed=("data",), kv_heads=("tensor",), mlp=("tensor",), vocab=("tensor",), time=("tensor",)
-        ),
-        # fsdp, with each sequence split over devices (long contexts); keys and values are gathered
-        "fsdp_cp": _strategy(embed=("data", "context"), time=("context",)),
-        # fsdp inside each slice, slices hold copies and add their gradients over the slow network
-        "multislice": _strategy(embed=("data",)),
-    }
-)
+from phi3_jax.strategies import AXES as AXES
+from phi3_jax.strategies import STRATEGIES as STRATEGIES
+from phi3_jax.strategies import Axes
+from phi3_jax.units import divisors
 
 
 class Degrees(NamedTuple):
@@ -53,16 +27,11 @@ class Degrees(NamedTuple):
     tensor: int
 
 
-def rules_of(strategy: str) -> MappingProxyType[str, Axes]:
+def rules_of(strategy: str) -> Mapping[str, Axes]:
     """The table of one strategy; a UserError names the nearest valid ones."""
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     return STRATEGIES[strategy]
-
-
-def divisors(number: int, most: int = 512) -> str:
-    """The divisors of a number as text, for error messages."""
-    return ", ".join(str(d) for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def degrees(strategy: str, devices: int, *, slices: int = 1, context: int = 1, tensor: int = 1) -> Degrees:
@@ -90,36 +59,35 @@ def _entry(axes: Axes | None) -> str | Axes | None:
     return axes[0] if axes is not None and len(axes) == 1 else axes
 
 
-def resolve(spec: ParamSpec, rules: MappingProxyType[str, Axes], mesh: Mesh) -> P:
-    """PartitionSpec of one tensor; errors for two dimensions on one mesh axis and for sizes that do not divide."""
+def resolve(spec: ParamSpec, rules: Mapping[str, Axes], ways: Mapping[str, int]) -> P:
+    """PartitionSpec of one tensor over mesh axes of sizes `ways`; errors for two dimensions on one of them and for sizes
+    that do not divide."""
     entries: list[Axes | None] = []
     for axis, size in zip(spec.axes, spec.shape, strict=True):
         target = rules.get(axis) if axis else None
-        if target is not None:
+        if axis and target is not None:
             taken = {name for entry in entries if entry for name in entry} & set(target)
             if taken:
                 raise UserError(
                     f"axes {spec.axes}: two dimensions map to mesh axis {taken.pop()!r}; a strategy may map one"
                 )
-            check_divides(axis, size, target, mesh)
+            check_divides(axis, size, target, ways)
         entries.append(target)
     return P(*map(_entry, entries))
 
 
-def check_divides(axis: str, size: int, target: Axes, mesh: Mesh) -> None:
-    """UserError unless the mesh axes `target` divide a dimension `axis` of `size`; lists the sizes that do."""
-    ways = 1
-    for name in target:
-        ways *= mesh.shape[name]
-    if size % ways:
+def check_divides(axis: str, size: int, target: Axes, ways: Mapping[str, int]) -> None:
+    """UserError unless mesh axes `target` (of `ways`) divide a dimension `axis` of `size`; lists the sizes that do."""
+    split = math.prod(ways[name] for name in target)
+    if size % split:
         named = " x ".join(f"{name!r}" for name in target)
-        raise UserError(f"mesh axis {named}={ways} does not divide {axis}={size}; use {divisors(size)}")
+        raise UserError(f"mesh axis {named}={split} does not divide {axis}={size}; use {divisors(size)}")
 
 
 def param_shardings(specs: Any, strategy: str, mesh: Mesh) -> Any:
     """Tree of NamedSharding for a tree of ParamSpec."""
     rules = rules_of(strategy)
-    return map_specs(lambda s: NamedSharding(mesh, resolve(s, rules, mesh)), specs)
+    return map_specs(lambda s: NamedSharding(mesh, resolve(s, rules, mesh.shape)), specs)
 
 
 def batch_spec(strategy: str) -> P:
@@ -138,18 +106,28 @@ def row_shards(mesh: Mesh) -> int:
     return mesh.shape["replica"] * mesh.shape["data"]
 
 
-def check_batch(strategy: str, mesh: Mesh, windows: int, time: int) -> None:
-    """UserError unless a (micro)batch of `windows` x `time` tokens divides over the mesh."""
+def check_batch(strategy: str, ways: Mapping[str, int], sequences: int, time: int) -> None:
+    """UserError unless a (micro)batch of `sequences` x `time` tokens divides over mesh axes of sizes `ways`."""
     rules = rules_of(strategy)
-    check_divides("batch_windows", windows, rules["batch"], mesh)
+    check_divides("batch_windows", sequences, rules["batch"], ways)
     if "time" in rules:
-        check_divides("window", time, rules["time"], mesh)
+        check_divides("window", time, rules["time"], ways)
 
 
 def layout_of(strategy: str) -> Layout:
-    """How activations and gathered parameters are laid out under a strategy."""
+    """How activations and gathered parameters are laid out under a strategy.
+
+    Raises:
+      UserError: one that splits heads or mlp, and not both and time over the same axes: the forward pass knows sequence
+        parallelism alone.
+    """
     rules = rules_of(strategy)
     time = rules.get("time", ())
+    inner = {rules.get("kv_heads", ()), rules.get("mlp", ())}
+    if inner != {()} and inner != {time}:
+        raise UserError(
+            f"strategy {strategy!r} splits kv_heads or mlp; then kv_heads, mlp and time must be split over the same axes"
+        )
     return Layout(
         batch=rules["batch"],
         residual_time=time,

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phi3_jax.errors import UserError
+from phi3_jax.records.files import write_bytes
 from phi3_jax.submission.jobs import Job, Study
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class Submitted:
     """A job a scheduler holds: `state` is waiting, running, done or failed; `id` is the scheduler's."""
 
     state: str
@@ -23,7 +24,7 @@ class Held:
 
 
 class Backend(abc.ABC):
-    """Where jobs are sent. Making one checks the options it needs; it asks nobody until `held` or `send`.
+    """Where jobs are sent. Making one checks the options it needs; it asks nobody until `submitted` or `send`.
 
     `place` is the study's folder as the jobs see it; `together`: a trunk and its forks are one job.
     """
@@ -56,31 +57,31 @@ class Backend(abc.ABC):
         """Name (below `submission`, a safe word) and text of the file that is sent, where there is one."""
 
     @abc.abstractmethod
-    def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
-        """Commands that send a job, run in `submission`; `held` has the ids of jobs sent before."""
+    def commands(self, job: Job, submitted: Mapping[str, Submitted]) -> list[list[str]]:
+        """Commands that send a job, run in `submission`; `submitted` has the ids of jobs sent before."""
 
     @abc.abstractmethod
-    def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
+    def submitted(self, jobs: Sequence[Job]) -> dict[str, Submitted]:
         """Those of the jobs that the scheduler knows, by name."""
 
     @abc.abstractmethod
     def hint(self, job: Job) -> str:
         """How to look after a job that was sent, in a line."""
 
-    def send(self, job: Job, file: tuple[str, str] | None, held: Mapping[str, Held]) -> Held:
+    def send(self, job: Job, file: tuple[str, str] | None, submitted: Mapping[str, Submitted]) -> Submitted:
         """Writes a job's file and runs its commands."""
-        name, text = file
         try:
             self.submission.mkdir(parents=True, exist_ok=True)
-            (self.submission / name).write_text(text, "utf-8", "surrogateescape")
+            if file is not None:
+                write_bytes(self.submission / file[0], file[1].encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.submission} ({error.strerror}); choose another --workdir"
             ) from error
         out = ""
-        for command in self.commands(job, held):
+        for command in self.commands(job, submitted):
             out = call(command, self.submission)
-        return Held("waiting", out.strip())
+        return Submitted("waiting", out.strip())
 
 
 def call(command: Sequence[str], folder: Path | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from phi3_jax.errors import UserError
 from phi3_jax.submission import hardware, templates
-from phi3_jax.submission.backend import Backend, Held, call
+from phi3_jax.submission.backend import Backend, Submitted, call
 from phi3_jax.submission.jobs import Job, Study, run_command
 
 MOUNT = "/studies"
@@ -67,12 +67,13 @@ class Gke(Backend):
             if not equals:
                 raise UserError(f"cluster.options={pair!r} is no node label; write KEY=VALUE")
             labels[key] = value
-        if self.hardware.tpu is None:
-            return {"cloud.google.com/gke-accelerator": self.hardware.gpu} | labels
-        return {
-            "cloud.google.com/gke-tpu-accelerator": self.hardware.tpu.gke,
-            "cloud.google.com/gke-tpu-topology": self.hardware.shape,
-        } | labels
+        nodes = {}
+        if self.hardware.gpu:
+            nodes["cloud.google.com/gke-accelerator"] = self.hardware.gpu
+        if self.hardware.tpu:
+            nodes["cloud.google.com/gke-tpu-accelerator"] = self.hardware.tpu.gke
+            nodes["cloud.google.com/gke-tpu-topology"] = self.hardware.shape
+        return nodes | labels
 
     def _environment(self, job: Job) -> list[dict[str, Any]]:
         """Where the processes of several GPU nodes meet: the first pod of the job, by JobSet's host names."""
@@ -85,17 +86,19 @@ class Gke(Backend):
             {"name": "PHI3_JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},
         ]
 
-    def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
-        delete = [["kubectl", "delete", KIND, job.name]] if job.name in held else []  # it failed; names are taken once
+    def commands(self, job: Job, submitted: Mapping[str, Submitted]) -> list[list[str]]:
+        delete = (
+            [["kubectl", "delete", KIND, job.name]] if job.name in submitted else []
+        )  # it failed; names are taken once
         return [*delete, ["kubectl", "apply", f"--filename={job.name}.yaml"]]
 
-    def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
+    def submitted(self, jobs: Sequence[Job]) -> dict[str, Submitted]:
         names = {job.name for job in jobs}
         items = json.loads(call(["kubectl", "get", KIND, "--selector=xpk.google.com/workload", "--output=json"]))[
             "items"
         ]
         states = {item["metadata"]["name"]: _state(item.get("status", {})) for item in items}
-        return {name: Held(state, name) for name, state in states.items() if name in names}
+        return {name: Submitted(state, name) for name, state in states.items() if name in names}
 
     def hint(self, job: Job) -> str:
         return f"kubectl logs --follow --selector=xpk.google.com/workload={job.name}"

@@ -1,11 +1,11 @@
-"""What a topology is called by the clouds: hosts, chips a host, and GKE's and Cloud TPU's names (imports no jax)."""
+"""What a topology is called by the clouds: hosts, chips per host, and GKE's and Cloud TPU's names (imports no jax)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-from phi3_jax.planning.chips import EXAMPLES, parse_topology
+from phi3_jax.chips import EXAMPLES, parse_topology
 
 __all__ = ["EXAMPLES", "GPUS", "TPUS", "Hardware", "parse"]
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from phi3_jax import study as studies
+from phi3_jax.data import sources
 from phi3_jax.errors import UserError
+from phi3_jax.experiment import Command, study_name
 from phi3_jax.family import SCALES
-from phi3_jax.launcher import Command, study_name
-from phi3_jax.study import AskedRun
+from phi3_jax.shipped import script
+from phi3_jax.study.asked import AskedRun, asked_runs
+from phi3_jax.study.full import full_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Study:
 
     @property
     def asked(self) -> list[AskedRun]:
-        return studies.asked_runs(self.config, self.scale)
+        return asked_runs(self.config, self.scale)
 
 
 def make_study(command: Command) -> Study:
@@ -62,7 +64,8 @@ def make_study(command: Command) -> Study:
     if config.scale == "auto":
         raise UserError(f"scale=auto looks at the attached devices; to submit, add scale=full, {', '.join(SCALES)}")
     if config.scale == "full" and not config.data.source:
-        raise UserError(f"a full-size run needs data=; choices: {studies.DATA_CHOICES}")
+        raise UserError(f"a full-size run needs data=; choices: {sources.choices()}")
+    full_runs(config)  # says which of them cannot be
     return Study(command, config.scale, command.workdir or Path("runs") / study_name(config, config.scale))
 
 
@@ -100,4 +103,4 @@ def run_command(study: Study, runs: Sequence[str], place: str, python: str = sys
     command = study.command
     overrides = [f"--config.{text}" for text in command.overrides if not text.startswith("cluster.")]
     options = [f"--config={command.experiment}", *overrides, f"--workdir={place}", f"--run={','.join(runs)}"]
-    return [python, "launch/run.py", *options]
+    return [python, *script("run"), *options]

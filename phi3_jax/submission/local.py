@@ -6,9 +6,8 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from phi3_jax.errors import UserError
-from phi3_jax.launcher import STOPPED
-from phi3_jax.submission.backend import Backend, Held
+from phi3_jax.errors import STOPPED, Stopped, UserError
+from phi3_jax.submission.backend import Backend, Submitted
 from phi3_jax.submission.jobs import Job, run_command
 
 
@@ -20,22 +19,23 @@ class Local(Backend):
     def file(self, job: Job) -> None:
         return None
 
-    def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
+    def commands(self, job: Job, submitted: Mapping[str, Submitted]) -> list[list[str]]:
         return [run_command(self.study, job.runs, self.place)]
 
-    def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
+    def submitted(self, jobs: Sequence[Job]) -> dict[str, Submitted]:
         return {}
 
     def hint(self, job: Job) -> str:
         return ""
 
-    def send(self, job: Job, file: None, held: Mapping[str, Held]) -> Held:
+    def send(self, job: Job, file: tuple[str, str] | None, submitted: Mapping[str, Submitted]) -> Submitted:
         """Trains the job and waits for it; SIGTERM reaches it, and it saves.
 
         Raises:
-          UserError: it failed, or it was stopped.
+          UserError: it failed.
+          Stopped: it was stopped.
         """
-        (command,) = self.commands(job, held)
+        (command,) = self.commands(job, submitted)
         child = subprocess.Popen(command)
         before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
@@ -45,7 +45,7 @@ class Local(Backend):
         finally:
             signal.signal(signal.SIGTERM, before)
         if status == STOPPED:
-            raise UserError("stopped and saved; the same command goes on from here")
+            raise Stopped("stopped and saved; the same command goes on from here")
         if status:
             raise UserError(f"{', '.join(job.runs)} ended with status {status}; the reason stands above")
-        return Held("done", job.name)
+        return Submitted("done", job.name)

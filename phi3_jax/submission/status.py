@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from phi3_jax import study as studies
+from phi3_jax import configs
 from phi3_jax.configs import RunConfig
-from phi3_jax.launcher import ERROR
+from phi3_jax.errors import UserError
+from phi3_jax.records import files
+from phi3_jax.records.checkpoint import list_steps
+from phi3_jax.records.files import read_state
+from phi3_jax.records.folder import DONE, ERROR
+from phi3_jax.records.rows import read_rows
+from phi3_jax.study import runs as studies
+from phi3_jax.study.arms import parts
+from phi3_jax.study.asked import resolve_runs
 from phi3_jax.submission.jobs import Study
-from phi3_jax.training.checkpoint import list_steps
-from phi3_jax.training.loop import DONE
-from phi3_jax.training.metrics import read_rows
 
 FRESH_SECONDS = 600  # a run whose last row is younger is taken for running where no scheduler says so
 
@@ -41,18 +44,18 @@ def planned_runs(study: Study) -> dict[str, RunConfig]:
       UserError: a run's folder holds another experiment, with what changed.
     """
     folder = study.folder
-    record = _json(folder / "study.json")
-    places = {arm.data for arm in studies.arms(study.config, study.scale)}
-    data = {place: _json(folder / place / "manifest.json") for place in places}
+    record = read_state(folder / "study.json")
+    places = {part.data for part in parts(study.config, study.scale)}
+    data = {place: read_state(folder / place / "manifest.json") for place in places}
     if not (record and all(data.values())):
         return {}
     devices = record["design"].get("devices", 1)
     runs = studies.plan_study(study.config, study.scale, data, folder, devices)
-    from phi3_jax.training.train import refuse_other
+    from phi3_jax.records.folder import refuse_other
 
     for run in runs:
         refuse_other(run, folder / run.name)
-    return studies.resolve_runs(study.asked, runs)
+    return resolve_runs(study.asked, runs)
 
 
 def finished(study: Study) -> set[str]:
@@ -69,36 +72,65 @@ def finished(study: Study) -> set[str]:
 
 
 def _done(folder: Path, run: RunConfig) -> bool:
-    return (folder / "config.json").exists() and _json(folder / DONE).get("step") == run.steps
+    return (folder / "config.json").exists() and read_state(folder / DONE).get("step") == run.steps
 
 
-def table(study: Study, held: Mapping[str, str]) -> list[RunStatus]:
-    """One row a run asked for; `held` maps asked names to the scheduler's states."""
+def table(study: Study, scheduled: Mapping[str, str]) -> list[RunStatus]:
+    """One row per run asked for; `scheduled` maps asked names to the scheduler's states."""
     runs = planned_runs(study)
     return [
-        _row(ask.name, runs.get(ask.name), study.folder, held.get(ask.name))
+        _row(ask.name, runs.get(ask.name), study.folder, scheduled.get(ask.name))
         for ask in study.asked
         if ask.name in runs or not runs
     ]
 
 
-def _row(name: str, run: RunConfig | None, study: Path, held: str | None) -> RunStatus:
+def of_folder(folder: Path) -> list[RunStatus]:
+    """One row per run of the study in a folder, as its study.json has them, under the names of their folders.
+
+    Raises:
+      UserError: no study there, or a study.json that lists no runs.
+    """
+    if not (folder / "study.json").exists():
+        raise UserError(f"{folder} holds no study (no study.json); give the folder that launch/run.py trains in")
+    try:
+        runs = [configs.run_from_dict(tree) for tree in files.read_json(folder / "study.json")["runs"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'study.json'} lists no runs; the command that made the study writes it again"
+        ) from error
+    return [_row(run.name, run, folder, None) for run in runs]
+
+
+def refuse_other(study: Study) -> None:
+    """Raises UserError where a study's folder holds runs, none of which the command asks for."""
+    record = read_state(study.folder / "study.json")
+    there = {run.get("name") for run in record.get("runs", ())}
+    asked = {run.name for run in planned_runs(study).values()}
+    if there and not there & asked:
+        raise UserError(
+            f"{study.folder} holds another study: {', '.join(sorted(map(str, there))[:3])}, none of which this command "
+            f"asks for; see --status {study.folder}, or choose another --workdir"
+        )
+
+
+def _row(name: str, run: RunConfig | None, study: Path, scheduled: str | None) -> RunStatus:
     if run is None:
-        return RunStatus(name, held or "waiting")
+        return RunStatus(name, scheduled or "waiting")
     folder = study / run.name
     rows = read_rows(folder / "metrics.jsonl")
     error = (folder / ERROR).read_text().strip() if (folder / ERROR).exists() else ""
     age = time.time() - (folder / "metrics.jsonl").stat().st_mtime if rows else None
     if _done(folder, run):
         state = "done"
-    elif held in ("waiting", "running"):
-        state = held
-    elif error or held == "failed":
+    elif scheduled in ("waiting", "running"):
+        state = scheduled
+    elif error or scheduled == "failed":
         state = "failed"
-    elif not rows:
+    elif age is None:
         state = "waiting"
     else:
-        saved = _json(folder / "status.json").get("step") == rows[-1]["step"]
+        saved = read_state(folder / "status.json").get("step") == rows[-1]["step"]
         state = "running" if age < FRESH_SECONDS and not saved else "stopped"
     newest = max(list_steps(folder / "checkpoints"), default=None)
     last = rows[-1] if rows else {}
@@ -133,11 +165,3 @@ def _ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

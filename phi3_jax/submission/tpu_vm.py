@@ -1,4 +1,4 @@
-"""TPU VMs: one queued resource a trunk and its forks; a startup script on every host trains in a container."""
+"""TPU VMs: one queued resource per trunk and its forks; a startup script on every host trains in a container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from phi3_jax.errors import UserError
 from phi3_jax.submission import hardware, templates
-from phi3_jax.submission.backend import Backend, Held, call
+from phi3_jax.submission.backend import Backend, Submitted, call
 from phi3_jax.submission.gke import MOUNT, container_place, required_topology
 from phi3_jax.submission.jobs import Job, Study, run_command
 
@@ -27,8 +27,10 @@ class TpuVm(Backend):
         self.place = container_place(study)
         self.hardware = hardware.parse(required_topology(study))
         offered = ", ".join(chip for chip, names in hardware.TPUS.items() if names.vm)
-        if self.hardware.tpu is None or self.hardware.tpu.vm is None:
+        names = self.hardware.tpu
+        if names is None or names.vm is None:
             raise UserError(f"topology={study.config.topology}: TPU VMs come as {offered}; use --backend gke")
+        self.names = names
         for field in ("project", "zone"):
             if not self.cluster[field]:
                 raise UserError(f"gcloud needs {field!r}; give it with --config.cluster.{field}=VALUE")
@@ -50,8 +52,8 @@ class TpuVm(Backend):
         }
         return f"{job.name}.sh", templates.script("tpu_vm.sh", values)
 
-    def commands(self, job: Job, held: Mapping[str, Held]) -> list[list[str]]:
-        names, hw = self.hardware.tpu, self.hardware
+    def commands(self, job: Job, submitted: Mapping[str, Submitted]) -> list[list[str]]:
+        names, hw = self.names, self.hardware
         chips = hw.hosts * hw.chips
         nodes = (
             [f"--node-id={job.name}"] if hw.slices == 1 else [f"--node-count={hw.slices}", f"--node-prefix={job.name}"]
@@ -61,16 +63,16 @@ class TpuVm(Backend):
             f"--accelerator-type={names.vm}-{chips * names.cores}", f"--runtime-version={names.runtime}",
             f"--metadata-from-file=startup-script={job.name}.sh", *self.options,
         ]  # fmt: skip
-        return [*([self._delete(job)] if job.name in held else []), create]
+        return [*([self._delete(job)] if job.name in submitted else []), create]
 
     def _delete(self, job: Job) -> list[str]:
         return [*GCLOUD, "delete", job.name, *self._where, "--force", "--quiet"]
 
-    def held(self, jobs: Sequence[Job]) -> dict[str, Held]:
+    def submitted(self, jobs: Sequence[Job]) -> dict[str, Submitted]:
         names = {job.name for job in jobs}
         rows = json.loads(call([*GCLOUD, "list", *self._where, "--format=json"]))
         states = {row["name"].rpartition("/")[2]: row["state"]["state"] for row in rows}
-        return {name: Held(STATES.get(state, "waiting"), name) for name, state in states.items() if name in names}
+        return {name: Submitted(STATES.get(state, "waiting"), name) for name, state in states.items() if name in names}
 
     def hint(self, job: Job) -> str:
         return f"when it is done (it costs until then): {shlex.join(self._delete(job))}"

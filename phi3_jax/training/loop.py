@@ -8,8 +8,6 @@ is a function of that number and the state, so a run resumed after kill -9 equal
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
 import threading
 import time
@@ -19,17 +17,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from phi3_jax import distributed
+from phi3_jax.configs import config_diff, shown_changes
 from phi3_jax.errors import UserError
-from phi3_jax.training.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
+from phi3_jax.models.spec import named
+from phi3_jax.records import files
+from phi3_jax.records.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
+from phi3_jax.records.folder import DONE
+from phi3_jax.records.goodput import Clock
+from phi3_jax.records.rows import Row, valid_json
 from phi3_jax.training.fetch import Fetcher
-from phi3_jax.training.goodput import Clock
-from phi3_jax.training.metrics import OneStepLate, Row, RunLog, valid_json
+from phi3_jax.training.metrics import OneStepLate, RunLog
 
-DONE = "done.json"
 PROGRESS_SECONDS = 0.5
+Status = Literal["done", "paused", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,6 @@ class LoopConfig:
     eval_steps: tuple[int, ...] = ()
     checkpoint_every: int | None = None
     keep_latest: int = 2
-    keep_every: int | None = None
     keep_steps: tuple[int, ...] = ()
     max_skipped: int = 50
     batch_timeout: float = 600.0
@@ -82,7 +85,7 @@ class Result:
     """
 
     state: Any
-    status: Literal["done", "paused", "stopped"]
+    status: Status
     step: int
     last: Row
     compile_s: float | None = None
@@ -100,24 +103,28 @@ def fit(
     folder: str | Path,
     identity: Mapping[str, Any],
     eval_fn: Callable[[Any, int], Iterable[Row | None]] | None = None,
-    resume: Literal["auto", "never"] = "auto",
-    progress: Callable[[Row], None] | None = None,
+    resume: str = "auto",
+    progress: Callable[[Row], None] = lambda row: None,
     clock: Clock | None = None,
+    guard: Callable[[], None] = lambda: None,
+    start_from: Callable[[Any], Any] = lambda state: state,
 ) -> Result:
     """Trains `state` to `loop.steps` in run folder `folder`, going on from its newest whole checkpoint.
 
-    `state` is consumed: donated, or freed where a checkpoint takes its place. `step_fn(state, batch, lr)` returns
+    `state` is consumed: donated, or freed where a checkpoint takes its place; where none does, `start_from(state)`, which
+    may consume it too, is what training starts with. `step_fn(state, batch, lr)` returns
     device scalars, at least `loss` and `streak` (how many steps in a row were skipped, this one included).
     `batch_fn` is called in a thread. `eval_fn(state, step)` gives rows, and None wherever it may be broken off.
-    `identity` is saved with checkpoints and must match on resume (only its `fingerprint`, where it has one).
+    `identity` is saved with checkpoints and must match on resume (where it has a `fingerprint`, only that and `order`, the
+    version of the order of records, 1 where absent).
     `clock` has run since the start of the process. SIGTERM or SIGINT: the current step is finished and saved; an
     evaluation is broken off, and done again on resume. Raises `UserError` for a folder that cannot be written or
-    holds another run, a full disk, failing or overdue batches (after saving) and `loop.max_skipped` skipped steps in
-    a row.
+    holds another run, a full disk, failing or overdue batches (after saving), `loop.max_skipped` skipped steps in a
+    row, and an end without a finite loss, finite parameters or a single step that was not skipped.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
-        begin = _begin(state, loop, folder, identity, resume)
+        begin = _begin(state, loop, folder, identity, resume, start_from)
         if begin.done is not None:
             return Result(begin.state, "done", loop.steps, begin.done, skipped_checkpoints=begin.skipped)
         state, step = begin.state, begin.step
@@ -129,7 +136,7 @@ def fit(
         stop = stack.enter_context(_stop_on_signals())
         batches = stack.enter_context(contextlib.closing(Fetcher(batch_fn, loop.batch_timeout, stop)))
         profiler = stack.enter_context(_Profiler(loop.profile, folder / "profile"))
-        book = _Book(loop, log, saver, clock, stop, progress, begin, identity)
+        book = _Book(loop, log, saver, clock, stop, progress, begin, identity, guard)
         if begin.evaluations_up_to < step and (begin.resumed or step in loop.eval_steps):
             book.evaluate(eval_fn, state, step)
         batch, failure = _try(batches.get, step) if step < loop.end else (None, None)
@@ -158,21 +165,25 @@ def fit(
             raise failure
         done = step == loop.steps and book.evaluated
         if done:
-            distributed.on_first(lambda: _write_json(folder / DONE, {"step": step, "last": book.last}))
-        status = "done" if done else "paused" if loop.end <= step < loop.steps else "stopped"
+            _require_sound(state, step, loop, book.last)
+            distributed.on_first(lambda: _write_done(folder / DONE, {"step": step, "last": book.last}))
+        status: Status = "done" if done else "paused" if loop.end <= step < loop.steps else "stopped"
         return Result(state, status, step, book.last, book.compile_s, book.first_step_s, begin.skipped)
 
 
-def config_diff(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two nested JSON values, as lines `model.d_model: 48 -> 64`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(set(old) | set(new))
-        gone = "(absent)"
-        parts = (config_diff(old.get(k, gone), new.get(k, gone), f"{path}.{k}" if path else str(k)) for k in keys)
-        return [line for part in parts for line in part]
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and list(old) == list(new):
-        return []
-    return [] if old == new else [f"{path}: {old} -> {new}"]
+def _require_sound(state: Any, step: int, loop: LoopConfig, last: Row) -> None:
+    """UserError for a finished run that trained nothing, or whose loss or parameters are not finite."""
+    remedy = "this run is no result: lower the learning rate (optim.peak_lr) or look at the data"
+    count = loop.steps - loop.start
+    if 0 < count <= last.get("streak", 0):
+        raise UserError(f"step {step}: all {count} steps were skipped; {remedy}")
+    if count > 0 and last.get("loss") is None:
+        raise UserError(f"step {step}: the last loss is not finite; {remedy}")
+    leaves = named(getattr(state, "params", state))
+    floats = {name: x for name, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    finite = jax.jit(lambda tree: {k: jnp.isfinite(x).all() for k, x in tree.items()})(floats)
+    if odd := [name for name, fine in finite.items() if not fine]:
+        raise UserError(f"step {step}: NaN or infinity in {len(odd)} parameters, {odd[0]} first; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -201,13 +212,20 @@ class _Begin:
         return self.step if self.resumed and self.extra.get("evaluated", True) else self.step - 1
 
 
-def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, Any], resume: str) -> _Begin:
+def _begin(
+    state: Any,
+    loop: LoopConfig,
+    folder: Path,
+    identity: Mapping[str, Any],
+    resume: str,
+    start_from: Callable[[Any], Any],
+) -> _Begin:
     root = folder / "checkpoints"
-    saver = Checkpointer(root, Keep(loop.keep_latest, loop.keep_every, frozenset(loop.keep_steps)))
+    saver = Checkpointer(root, Keep(loop.keep_latest, frozenset(loop.keep_steps)))
     if resume == "never":
         if distributed.from_first(lambda: bool(list_steps(root)) or (folder / "metrics.jsonl").exists()):
             raise UserError(f"{folder} already holds a run; continue it with --resume=auto or choose another --workdir")
-        return _Begin(state, loop.start, saver, False)
+        return _Begin(start_from(state), loop.start, saver, False)
     abstract = jax.tree.map(abstract_leaf, state)
 
     def accept(extra: dict[str, Any]) -> None:
@@ -218,21 +236,20 @@ def _begin(state: Any, loop: LoopConfig, folder: Path, identity: Mapping[str, An
 
     found = restore(root, abstract, at_most=loop.steps, check=accept)
     if found is None:
-        return _Begin(state, loop.start, saver, False)
-    done = distributed.from_first(lambda: _read_json(folder / DONE))
-    finished = done is not None and done["step"] == found.step == loop.steps
+        return _Begin(start_from(state), loop.start, saver, False)
+    done = distributed.from_first(lambda: files.read_state(folder / DONE))
+    finished = done.get("step") == found.step == loop.steps and isinstance(done.get("last"), dict)
     return _Begin(found.state, found.step, saver, True, found.skipped, found.extra, done["last"] if finished else None)
 
 
 def _check_identity(folder: Path, extra: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    old, new = extra["identity"], json.loads(json.dumps(identity))
-    if old.get("fingerprint", old) == new.get("fingerprint", new):
+    old, new = extra.get("identity") or {}, files.as_json(identity)
+    if all((old.get("fingerprint", old) == new.get("fingerprint", new), old.get("order", 1) == new.get("order", 1))):
         return
     lines = [line for line in config_diff(old, new) if not line.startswith("fingerprint:")]
-    more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
     raise UserError(
-        f"{folder} was trained with another config ({'; '.join(lines[:8]) or 'fingerprint differs'}{more}); "
-        "put the config back or choose another --workdir"
+        f"{folder} was trained with another config ({shown_changes(lines) or 'fingerprint differs'}); put the config back "
+        "or choose another --workdir"
     )
 
 
@@ -265,10 +282,12 @@ class _Book:
         saver: Checkpointer,
         clock: Clock,
         stop: threading.Event,
-        progress: Callable[[Row], None] | None,
+        progress: Callable[[Row], None],
         begin: _Begin,
         identity: Mapping[str, Any],
+        guard: Callable[[], None],
     ) -> None:
+        self.guard = guard
         self.loop, self.log, self.saver, self.clock, self.stop = loop, log, saver, clock, stop
         self.progress, self.identity = progress, dict(identity)
         self.last: Row = dict(begin.extra.get("last", {}))
@@ -297,7 +316,7 @@ class _Book:
         """A wait for data is one only where the step just dispatched, which gives `metrics`, is over before it."""
         begin = time.monotonic()
         yield
-        if all(x.is_ready() for x in metrics.values() if isinstance(x, jax.Array)):
+        if all(x.is_ready() for x in metrics.values() if isinstance(x, jax.Array)):  # type: ignore[attr-defined]
             self.clock.move(time.monotonic() - begin, "data")
 
     def push(self, step: int, lr: np.float32, metrics: Mapping[str, Any]) -> None:
@@ -323,6 +342,7 @@ class _Book:
     def save(self, state: Any, step: int) -> None:
         """Puts all rows up to `step` on the disk, then starts saving the state: rows are never behind a checkpoint."""
         self._book(self._late.flush())
+        self.guard()
         with self._paused("checkpoint"):
             self.log.sync()
             extra = {"next_step": step, "identity": self.identity, "last": self.last, "evaluated": self.evaluated}
@@ -370,7 +390,7 @@ class _Book:
             self._start_row = {}
         if metrics["streak"] >= self.loop.max_skipped:
             self._give_up(step, metrics["streak"])
-        if self.progress and (now - self._shown >= PROGRESS_SECONDS or step == self.loop.steps):
+        if now - self._shown >= PROGRESS_SECONDS or step == self.loop.steps:
             self._shown = now
             self._report(step, metrics["loss"], self._run_rate.per_second(step, now))
 
@@ -410,7 +430,9 @@ class _Profiler:
 
     def before(self, step: int, state: Any) -> None:
         """To be called before each step is dispatched."""
-        if self.window and not self._on and self.window[0] <= step < self.window[1]:
+        if self.window is None:
+            return
+        if not self._on and self.window[0] <= step < self.window[1]:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.folder))
             self._on = True
@@ -469,17 +491,8 @@ def _try(batch_fn: Callable[[int], Any], step: int) -> tuple[Any, Exception | No
         return None, error
 
 
-def _read_json(path: Path) -> Any:
+def _write_done(path: Path, value: Any) -> None:
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    fresh = path.with_name(path.name + ".new")
-    try:
-        fresh.write_text(json.dumps(value))
-        os.replace(fresh, path)
+        files.write_json(path, value, indent=None)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error

@@ -85,7 +85,9 @@ def weighted_cross_entropy(
       (scalar, (rows, positions) nll in nats); the nll carries no gradient.
     """
 
-    def part(hidden, matrix, targets, weights, mask):
+    def part(
+        hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         def step(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             h, t, w = xs
             _, log_z, picked = _chunk_loss(h, matrix, t, mask, scale)
@@ -108,7 +110,9 @@ def _forward(
     z_loss: float,
     limit: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    def part(hidden, matrix, targets, weights, mask):
+    def part(
+        hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, ...]:
         def step(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[tuple, tuple]:
             total, d_matrix = carry
             h, t, w = xs
@@ -148,24 +152,59 @@ def _backward(
 weighted_cross_entropy.defvjp(_forward, _backward)
 
 
-def target_weights(domains: jax.Array, count: int, domain_mean: bool) -> jax.Array:
-    """Loss weight of every position of a *global* batch; they sum to 1.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def token_nll(
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, mask: jax.Array | None, scale: float, limit: int = LIMIT
+) -> jax.Array:
+    """The nll of every target in nats, (rows, positions) float32, with gradients: for losses that are no weighted sum.
+
+    Arguments as in `weighted_cross_entropy`. The backward pass makes each chunk's logits again: what a position's nll
+    weighs is known only when the loss is.
+    """
+
+    def part(hidden: jax.Array, matrix: jax.Array, targets: jax.Array, mask: jax.Array | None) -> jax.Array:
+        def step(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
+            log_z, picked = _chunk_loss(xs[0], matrix, xs[1], mask, scale)[1:]
+            return None, log_z - picked
+
+        return over_chunks(step, None, (hidden, targets), matrix.shape[1], limit)[1]
+
+    whole, rows, _ = specs(hidden)
+    return per_device(part, (whole, P(), rows, P()), rows, hidden, matrix, targets, mask)
+
+
+def _token_nll_forward(
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, mask: jax.Array | None, scale: float, limit: int
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    return token_nll(hidden, matrix, targets, mask, scale, limit), (hidden, matrix, targets, mask)
+
+
+def _token_nll_backward(
+    scale: float, limit: int, saved: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    hidden, matrix, targets, mask = saved
+    _, (d_hidden, d_matrix) = _forward(hidden, matrix, targets, cotangent, mask, scale, 0.0, limit)
+    return d_hidden, d_matrix, None, None
+
+
+token_nll.defvjp(_token_nll_forward, _token_nll_backward)
+
+
+def target_weights(domains: jax.Array, count: int, domain_mean: bool, per_token: bool = False) -> jax.Array:
+    """Loss weight of every position of a *global* batch; they sum to 1, but for `per_token`.
 
     Args:
       domains: (batch, time) 0 = no loss, else domain number 1..count.
       count: number of domains.
       domain_mean: each domain present weighs the same (mean of domain means); else every target weighs the same.
+      per_token: every target weighs 1 / (batch * time), whatever share of the positions has a target.
     """
     if not domain_mean:
         has = (domains > 0).astype(jnp.float32)
+        if per_token:
+            return has / domains.size
         return has / jnp.maximum(jnp.sum(has), 1)
     members = domains[..., None] == jnp.arange(1, count + 1)
     sizes = jnp.sum(members, axis=(0, 1)).astype(jnp.float32)
     present = jnp.maximum(jnp.sum(sizes > 0), 1)
     return jnp.sum(jnp.where(members, 1.0 / jnp.maximum(sizes * present, 1), 0.0), axis=-1)
-
-
-def domain_means(nll: jax.Array, domains: jax.Array, count: int) -> jax.Array:
-    """(count,) mean nll of each domain's targets; nan where a batch has none."""
-    members = (domains[..., None] == jnp.arange(1, count + 1)).astype(jnp.float32)
-    return jnp.einsum("bp,bpc->c", nll, members) / jnp.sum(members, axis=(0, 1))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -18,12 +16,13 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
-from phi3_jax.models import decoder
-from phi3_jax.models.layout import per_device
-from phi3_jax.models.spec import init_params, param_specs
+from phi3_jax.models import decoder, lora
+from phi3_jax.models.layout import explicit, per_device
+from phi3_jax.models.spec import Tree, init_params, param_specs
 from phi3_jax.sharding import rules
 from phi3_jax.training import losses
-from phi3_jax.training.optimizer import adamw
+from phi3_jax.training.objectives import Head, Loss
+from phi3_jax.training.optimizers import optimizer
 
 Batch = dict[str, jax.Array]
 WARM_STEPS = 50  # applied steps before the spike test has a mean to compare with
@@ -31,7 +30,8 @@ WARM_STEPS = 50  # applied steps before the spike test has a mean to compare wit
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. `skipped` counts steps left out, `streak` those in a row up to now."""
+    """Everything a step changes. `params` are what is trained: the model's, or adapters of it; `skipped` counts steps left
+    out, `streak` those in a row up to now."""
 
     step: jax.Array
     params: Any
@@ -41,34 +41,43 @@ class TrainState:
     streak: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """What the loss of a batch is made of: the names of its domains, and whether each weighs the same."""
+def specs_of(run: RunConfig) -> Tree:
+    """Tree of `ParamSpec` of what a run trains."""
+    return lora.adapter_specs(run.model, run.lora) if run.lora else param_specs(run.model)
 
-    domains: tuple[str, ...]
-    domain_mean: bool
-    capacity: int | None = None  # upper bound of loss positions a batch and data shard; None = no gathering
+
+def _first_params(run: RunConfig) -> Tree:
+    return lora.init_adapters(run.model, run.lora, run.seed) if run.lora else init_params(run.model, run.seed)
+
+
+def whole_params(params: Tree, frozen: Tree | None, run: RunConfig) -> Tree:
+    """The model's parameters, of those that are trained and, in a run of adapters, those that are not."""
+    return lora.joined(frozen, params, run.model, run.lora) if run.lora else params
 
 
 def init_state(run: RunConfig, mesh: Mesh) -> TrainState:
     """Fresh state, created sharded."""
-    shardings = rules.param_shardings(param_specs(run.model), run.strategy, mesh)
-    params = jax.jit(lambda: init_params(run.model, run.seed), out_shardings=shardings)()
+    shardings = rules.param_shardings(specs_of(run), run.strategy, mesh)
+    params = jax.jit(lambda: _first_params(run), out_shardings=shardings)()
 
     return jax.jit(functools.partial(_fresh, run))(params)
 
 
 def abstract_state(run: RunConfig, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making any of it; for compiling ahead of time and restoring."""
-    shardings = rules.param_shardings(param_specs(run.model), run.strategy, mesh)
-    state = jax.eval_shape(lambda: _fresh(run, init_params(run.model, run.seed)))
+    shardings = rules.param_shardings(specs_of(run), run.strategy, mesh)
+    state = jax.eval_shape(lambda: _fresh(run, _first_params(run)))
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state.params, shardings)
     return jax.eval_shape(functools.partial(_fresh, run), params)
 
 
 def _fresh(run: RunConfig, params: Any) -> TrainState:
     zero = jnp.int32(0)
-    return TrainState(zero, params, adamw(run.optim, run.model).init(params), jnp.float32(0), zero, zero)
+    return TrainState(zero, params, _rule(run).init(params), jnp.float32(0), zero, zero)
+
+
+def _rule(run: RunConfig) -> optax.GradientTransformation:
+    return optimizer(run.optim.name).make(run.optim, run.model, specs_of(run) if run.lora else None)
 
 
 def _hidden(params: Any, batch: Batch, run: RunConfig) -> jax.Array:
@@ -89,14 +98,14 @@ def loss_index(domains: np.ndarray, shards: int, capacity: int) -> np.ndarray:
     return index
 
 
-def _select(hidden: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
-    """Hidden states, targets, weights, domains at the positions that carry a loss.
+def _select(hidden: jax.Array, batch: Batch, fields: tuple[str, ...]) -> tuple[jax.Array, ...]:
+    """Hidden states and fields of a batch at the positions that carry a loss.
 
     `loss_index` (shards, capacity) points into each data shard's flattened positions; slots past a shard's targets
     point past the end and come out with weight 0.
     """
     index = batch.get("loss_index")
-    arrays = (hidden, batch["targets"], batch["weights"], batch["domains"])
+    arrays = (hidden, *(batch[name] for name in fields))
     if index is None:
         return arrays
     shards = index.shape[0]
@@ -113,45 +122,76 @@ def _select(hidden: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
     return tuple(picked)
 
 
-def batch_loss(params: Any, batch: Batch, run: RunConfig, loss: Loss) -> tuple[jax.Array, jax.Array]:
-    """Weighted loss of a (micro)batch that carries `weights`, and the weighted nll sum of each domain."""
-    model, layout = run.model, rules.layout_of(run.strategy)
-    hidden, targets, weights, domains = _select(_hidden(params, batch, run), batch)
-    matrix = layout.gather(decoder.output_matrix(params, model).astype(hidden.dtype), whole=True)
-    mask, scale = decoder.dummy_mask(model), decoder.logit_scale(model)
-    total, nll = losses.weighted_cross_entropy(hidden, matrix, targets, weights, mask, scale, run.optim.z_loss)
+def batch_loss(
+    params: Any, batch: Batch, run: RunConfig, loss: Loss
+) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    """The sum to minimise of a (micro)batch that carries the objective's weights; the nll sum of each domain, and the
+    objective's further sums."""
+    model, layout, objective = run.model, rules.layout_of(run.strategy), loss.objective
+    hidden, domains, *fields = _select(_hidden(params, batch, run), batch, ("domains", *objective.fields))
+    output: jax.Array = decoder.output_matrix(params, model)  # type: ignore[assignment]  # quantised ones are not trained
+    matrix = layout.gather(output.astype(hidden.dtype), whole=True)
+    head = Head(matrix, decoder.dummy_mask(model), decoder.logit_scale(model))
+    total, nll, extra = objective.loss(hidden, head, dict(zip(objective.fields, fields, strict=True)), run.optim)
     members = domains[..., None] == jnp.arange(1, len(loss.domains) + 1)
     sums = jnp.sum(jnp.where(members, jax.lax.stop_gradient(nll)[..., None], 0.0), axis=(0, 1))
-    return total, sums
+    return total, (sums, dict(extra))
 
 
-def loss_and_grads(params: Any, batch: Batch, run: RunConfig, loss: Loss) -> tuple[jax.Array, jax.Array, Any]:
-    """(loss, mean nll of each domain, gradients) of a global batch, over `run.accumulation` microbatches.
+def _strided(x: jax.Array, parts: int) -> jax.Array:
+    """(rows, ...) -> (parts, rows / parts, ...), the rows split over devices as they were."""
+    rows, *others = jax.typeof(x).sharding.spec.partitions if explicit(x) else [None] * x.ndim
+    spec = P(rows, None, *others) if explicit(x) else None
+    return jnp.moveaxis(jax.lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=spec), 1, 0)
+
+
+def loss_and_grads(
+    params: Any, batch: Batch, run: RunConfig, loss: Loss, frozen: Any = None
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """Loss, metrics (loss/<domain>, its mean nll, and the objective's own) and gradients of a global batch, over
+    `run.accumulation` microbatches. `frozen` are the parameters that a run of adapters does not train.
 
     Weights are set by the whole batch before it is cut, so that accumulation changes nothing but memory.
+
+    Raises:
+      UserError: the batch has not all fields that the objective reads.
     """
     count = len(loss.domains)
-    batch = batch | {"weights": losses.target_weights(batch["domains"], count, loss.domain_mean)}
+    batch = batch | loss.objective.weigh(batch, loss)
+    if missing := [name for name in loss.objective.fields if name not in batch]:
+        raise UserError(
+            f"the objective {loss.objective.name} reads {', '.join(missing)}, which the data lack (they have "
+            f"{', '.join(sorted(batch))}); train on a data set that brings them"
+        )
     sizes = jnp.sum(batch["domains"][..., None] == jnp.arange(1, count + 1), axis=(0, 1))
-    grad_fn = jax.value_and_grad(batch_loss, has_aux=True)
+
+    def of_trained(params: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        return batch_loss(whole_params(params, frozen, run), batch, run, loss)
+
+    grad_fn = jax.value_and_grad(of_trained, has_aux=True)
     parts = run.accumulation
+
+    def named(sums: jax.Array, extra: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        means = sums / sizes
+        return {f"loss/{name}": means[i] for i, name in enumerate(loss.domains)} | extra
+
     if parts == 1:
-        (total, sums), grads = grad_fn(params, batch, run, loss)
-        return total, sums / sizes, grads
+        (total, aux), grads = grad_fn(params, batch)
+        return total, named(*aux), grads
     # Row i of every stride goes to microbatch i: rows stay on the device that holds them.
-    cut = {k: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for k, x in batch.items()}
+    cut = {k: _strided(x, parts) for k, x in batch.items()}
 
     def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-        (total, sums), grads = grad_fn(params, micro, run, loss)
-        return jax.tree.map(jnp.add, carry, (total, sums, grads)), None
+        return jax.tree.map(jnp.add, carry, grad_fn(params, micro)), None
 
-    zeros = (jnp.float32(0), jnp.zeros(count), jax.tree.map(jnp.zeros_like, params))
-    (total, sums, grads), _ = jax.lax.scan(add, zeros, cut)
-    return total, sums / sizes, grads
+    shapes = jax.eval_shape(lambda p, b: grad_fn(p, {k: x[0] for k, x in b.items()})[0], params, cut)
+    zeros = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), jax.tree.map(jnp.zeros_like, params))
+    ((total, aux), grads), _ = jax.lax.scan(add, zeros, cut)
+    return total, named(*aux), grads
 
 
 def train_step(
-    state: TrainState, batch: Batch, lr: jax.Array, run: RunConfig, loss: Loss
+    state: TrainState, batch: Batch, lr: jax.Array, run: RunConfig, loss: Loss, frozen: Any = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. A step whose loss or gradient is not finite, or whose gradient norm exceeds `spike_factor` times
     its running mean, changes nothing but the counters.
@@ -160,11 +200,12 @@ def train_step(
       state: donated by `compile_steps`.
       batch: global batch of (batch, time) arrays: tokens, targets, segments, positions, domains.
       lr: scalar learning rate.
+      frozen: the model's parameters where adapters of it are trained.
 
     Returns:
-      New state; metrics: loss (weighted, nats), loss/<domain> (mean nll, nats a target), grad_norm, skipped.
+      New state; metrics: loss (weighted, nats), grad_norm, skipped, and those of `loss_and_grads`.
     """
-    total, means, grads = loss_and_grads(state.params, batch, run, loss)
+    total, parts, grads = loss_and_grads(state.params, batch, run, loss, frozen)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     applied = state.step - state.skipped
@@ -172,7 +213,7 @@ def train_step(
     ok = finite & (calm if run.optim.spike_factor else True)
     if run.optim.clip:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, run.optim.clip / norm), grads)
-    updates, opt = adamw(run.optim, run.model).update(grads, state.opt, state.params)
+    updates, opt = _rule(run).update(grads, state.opt, state.params)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
     mean = jnp.where(applied == 0, norm, 0.98 * state.grad_norm_mean + 0.02 * norm)
     keep = lambda new, old: jnp.where(ok, new, old)  # noqa: E731
@@ -185,11 +226,11 @@ def train_step(
         streak=jnp.where(ok, 0, state.streak + 1),
     )
     metrics = {"loss": total, "grad_norm": norm, "skipped": new.skipped, "streak": new.streak}
-    return new, metrics | {f"loss/{name}": means[i] for i, name in enumerate(loss.domains)}
+    return new, metrics | parts
 
 
 def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]:
-    """Per-position nll (nats) and whether the largest logit is the target; both (batch, time)."""
+    """Per position the nll (nats), what is said (id of the largest logit), and whether it is the target: (batch, time)."""
     model, layout = run.model, rules.layout_of(run.strategy)
     hidden = _hidden(params, batch, run)
     params = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
@@ -198,17 +239,19 @@ def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]
         def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
             logits = decoder.logits_of(xs[0], params, model)
             picked = jnp.take_along_axis(logits, xs[1][..., None], axis=-1)[..., 0]
-            return None, (jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1) == xs[1])
+            return None, (jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1))
 
         return losses.over_chunks(chunk, None, (hidden, targets), model.vocab)[1]
 
     whole, rows, _ = losses.specs(hidden)
-    nll, hit = per_device(part, (whole, rows, P()), (rows, rows), hidden, batch["targets"], params)
-    return {"nll": nll, "hit": hit}
+    nll, said = per_device(part, (whole, rows, P()), (rows, rows), hidden, batch["targets"], params)
+    return {"nll": nll, "hit": said == batch["targets"], "said": said}
 
 
-def compile_steps(run: RunConfig, loss: Loss) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def compile_steps(run: RunConfig, loss: Loss) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Jitted (train_step(state, batch, lr), eval_step(params, batch)); the training state is donated.
+
+    In a run of adapters both take the model's parameters as one argument more.
 
     Raises:
       UserError: a mixture of experts, whose released routing is for inference (no gradient of the router, no jitter).
@@ -218,7 +261,12 @@ def compile_steps(run: RunConfig, loss: Loss) -> tuple[Callable[..., Any], Calla
             f"{run.model.name} cannot be trained here: its routing is inference's; take {', '.join(MEMBERS)}"
         )
 
-    def train(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        return train_step(state, batch, lr, run, loss)
+    def train(
+        state: TrainState, batch: Batch, lr: jax.Array, frozen: Any = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        return train_step(state, batch, lr, run, loss, frozen)
 
-    return jax.jit(train, donate_argnums=0), jax.jit(lambda params, batch: eval_step(params, batch, run))
+    def evaluate(params: Any, batch: Batch, frozen: Any = None) -> dict[str, jax.Array]:
+        return eval_step(whole_params(params, frozen, run), batch, run)
+
+    return jax.jit(train, donate_argnums=0), jax.jit(evaluate)

@@ -22,7 +22,9 @@ def test_there_are_notebooks() -> None:
 def test_a_notebook_runs_and_prints_what_it_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
 
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{HERE / 'analysis'}{os.pathsep}{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
     for name in ("published", "results"):
         shutil.copytree(HERE / "analysis" / name, tmp_path / "analysis" / name)
     shutil.copytree(HERE / "experiments", tmp_path / "experiments")

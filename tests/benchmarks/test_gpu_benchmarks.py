@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax import family
-from phi3_jax.planning.chips import CHIPS
-from phi3_jax.scaling.flops import all_params, train_flops_per_token
+from phi3_jax import commands, family
+from phi3_jax.chips import CHIPS
+from phi3_jax.models.flops import all_params, train_flops_per_token
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("gpu_train", ROOT / "benchmarks" / "gpu_train.py")
@@ -38,7 +38,7 @@ def test_it_runs_at_toy_size_and_its_numbers_belong_together(
 ) -> None:
     monkeypatch.setattr(gpu_train, "POLICIES", ("full", "fulll"))  # the last fails, which ends it alone
     monkeypatch.setattr(gpu_train, "peer_missing", lambda: "it is left out of this test")
-    (row,) = gpu_train.main(["--size", "toy", "--batch", "3", "--out", str(tmp_path / "out.md")])
+    (row,) = gpu_train.report("toy", gpu_train.DEPTHS["toy"], 3, str(tmp_path / "out.md"))
     model = gpu_train.model_of("toy", 2)
     assert row["way"] == "full" and row["chip"] == "cpu" and (row["windows"], row["window"]) == (3, 64)
     assert row["params"] == all_params(model) and row["flops_per_token"] == train_flops_per_token(model, 64)
@@ -50,12 +50,11 @@ def test_it_runs_at_toy_size_and_its_numbers_belong_together(
     assert (
         printed == (tmp_path / "out.md").read_text() and f"| {row['tokens_per_s']:,.0f} | {row['mfu']:.1%} |" in printed
     )
-    assert "unknown remat policy 'fulll'" in printed and "no peer in this run: it is left out" in printed
+    assert "train.remat=fulll is unknown" in printed and "no peer in this run: it is left out" in printed
 
 
 def test_where_nothing_fits_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(gpu_train, "measured", lambda *_: "RESOURCE_EXHAUSTED: Out of memory")
-    with pytest.raises(SystemExit):
-        gpu_train.main(["--layers", "32", "16"])
+    assert commands.call(gpu_train.COMMAND, ["--layers", "32,16"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: nothing fits") and said.count("Out of memory") == 2 * len(gpu_train.POLICIES)

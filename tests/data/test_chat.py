@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax.data import tokenizers
-from phi3_jax.data.chat import ROLES, chat_ids
+from phi3_jax.data.chat import ROLES, chat_ids, masked_ids
 from phi3_jax.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "tokenizers"
@@ -105,12 +105,10 @@ def test_a_tokenizer_without_the_control_tokens_is_refused():
 
 
 def _released(member: str) -> tokenizers.Tokenizer:
-    folder = SHARED / f"phi-3-{'small' if member == 'small' else 'mini'}"
-    if not folder.is_dir():
-        pytest.skip("needs the released tokenizer files")
-    return tokenizers.load(folder)
+    return tokenizers.load(SHARED / f"phi-3-{'small' if member == 'small' else 'mini'}")
 
 
+@pytest.mark.shared("tokenizers")
 @pytest.mark.parametrize(
     ("member", "ids"),
     [
@@ -123,6 +121,7 @@ def test_released_ids(member, ids):
     assert chat_ids(_released(member), [{"role": "user", "content": "Hi"}], member) == ids
 
 
+@pytest.mark.shared("tokenizers")
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("member", ["mini", "medium"])
 def test_released_templates_rendered_by_jinja(member, prompt):
@@ -134,6 +133,7 @@ def test_released_templates_rendered_by_jinja(member, prompt):
     assert chat_ids(tokenizer, _chat(member), member, prompt) == _rendered(SHARED / "phi-3-mini", text)
 
 
+@pytest.mark.shared("tokenizers")
 @pytest.mark.parametrize("member", ["mini", "medium"])
 def test_released_templates_rendered_by_transformers(member, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -148,6 +148,7 @@ def test_released_templates_rendered_by_transformers(member, tmp_path):
     assert chat_ids(tokenizer, _chat(member), member) == ids
 
 
+@pytest.mark.shared("tokenizers")
 def test_phi_3_small_as_tiktoken_encodes_the_template():
     tokenizer = _released("small")
     turns, prompt, _ = WRITTEN["small"]
@@ -155,3 +156,23 @@ def test_phi_3_small_as_tiktoken_encodes_the_template():
     assert ids == tokenizer._encoding.encode(turns + prompt, allowed_special="all")
     dummy = {i for name, i in tokenizer.special_tokens.items() if name not in NAMES}
     assert not dummy & set(ids)
+
+
+@pytest.mark.parametrize("rstrip", [False, True])
+@pytest.mark.parametrize("member", ROLES)
+def test_the_end_of_an_answer_is_learnt_and_headers_are_not(member: str, rstrip: bool, tmp_path: Path) -> None:
+    tokenizer = _train(tmp_path, rstrip)
+    talk = [*_chat(member), {"role": "assistant", "content": "hello"}]
+    ids, bears = masked_ids(tokenizer, talk, member, [len(talk) - 1])
+    assert ids.tolist() == chat_ids(tokenizer, talk, member, add_generation_prompt=False)
+    header, end = tokenizer.special_tokens["<|assistant|>"], tokenizer.special_tokens["<|end|>"]
+    last = len(ids) - 1 - ids.tolist()[::-1].index(header)
+    first = int(bears.argmax())
+    closing = ids.tolist().index(end, last)
+    assert not bears[:first].any() and bears[first:].all()
+    gap = [] if rstrip else tokenizer.encode("\n")  # the newline of the header
+    assert ids[last + 1 : first].tolist() == gap and first <= closing and bears[closing]
+    if member != "medium":
+        assert ids[-1] == tokenizer.special_tokens["<|endoftext|>"] and bears[-1]
+    nothing = masked_ids(tokenizer, talk, member, [])[1]
+    assert not nothing.any()

@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 
 from phi3_jax.data.corpora import facts
-from phi3_jax.data.corpora.facts import Universe, compact_windows, eval_windows, prose, prose_windows, train_windows
+from phi3_jax.data.corpora.facts import Universe, compact_windows, eval_windows, prose
 from phi3_jax.errors import UserError
-
-
-def text_bytes(text: str) -> list[int]:
-    return list(text.encode())
-
-
-def words(text: str) -> list[int]:
-    """A tokenizer whose tokens start with the space before a word and end with the punctuation after it."""
-    ids: dict[str, int] = words.__dict__.setdefault("ids", {})
-    return [ids.setdefault(word, len(ids) + 1) for word in text.split(" ")]
 
 
 @pytest.mark.parametrize("persons, pool", [(9000, 256), (65_536, 256), (100_000, 1024)])
@@ -40,7 +30,7 @@ def test_values_are_uniform_and_independent():
 def test_default_is_the_published_corpus():
     universe = Universe()
     assert (universe.persons, universe.facts, universe.vocab, universe.bits) == (9000, 4500, 320, 216_000)
-    windows = train_windows(universe, seed=0, start=0, count=1500)
+    windows = compact_windows(universe, universe.order(0, 0, 1500 * facts.PER_WINDOW))
     assert windows.window == facts.WINDOW == 24
     assert (windows.tokens.reshape(-1, 8)[:, 0] == 256).all()
     np.testing.assert_array_equal(np.unique(windows.segments), [1, 2, 3])
@@ -103,10 +93,6 @@ def test_order_depends_on_the_index_alone(frequencies):
     whole = universe.order(4, 0, 1000)
     for start, count in [(0, 1), (199, 2), (150, 700), (999, 1), (400, 0)]:
         np.testing.assert_array_equal(universe.order(4, start, count), whole[start : start + count])
-    parts = [train_windows(universe, 4, start, 10) for start in (0, 10)]
-    np.testing.assert_array_equal(
-        np.concatenate([part.tokens for part in parts]), train_windows(universe, 4, 0, 20).tokens
-    )
 
 
 def test_power_law_visits_follow_the_exponent():
@@ -212,31 +198,3 @@ def test_prose_values_follow_value_bits():
     documents = list(prose(universe, np.arange(500), seed=0))
     for attribute in range(6):
         assert len({document.text[slice(*document.spans[attribute])] for document in documents}) == 8
-
-
-@pytest.mark.parametrize("encode", [text_bytes, words])
-def test_prose_windows_supervise_exactly_the_values(encode):
-    universe = Universe(30, 10)
-    documents = list(prose(universe, np.arange(30), seed=0, stream="eval"))
-    windows, extra = prose_windows(universe, documents, encode, window=600, eos=0)
-    item = extra["item"]
-    assert len(np.unique(item[item >= 0])) == 180
-    np.testing.assert_array_equal(item >= 0, windows.domains > 0)
-    for row, document in enumerate(documents):
-        ids = encode(document.text)
-        np.testing.assert_array_equal(windows.tokens[row, 1 : len(ids)], ids[:-1])
-        for attribute, (start, stop) in enumerate(document.spans):
-            mine = windows.targets[row][item[row] == document.person * 6 + attribute].tolist()
-            value = document.text[start:stop]
-            if encode is text_bytes:
-                assert bytes(mine).decode().lstrip(" ") == value
-            else:  # the last token took the full stop with it
-                end = document.text.index(".", stop)
-                assert mine == words(value + document.text[stop : end + 1])
-
-
-def test_prose_that_does_not_fit_is_an_error():
-    universe = Universe(3, 3)
-    documents = list(prose(universe, np.arange(3), seed=0))
-    with pytest.raises(UserError, match=r"takes \d+ tokens and the window has 64; use a window of"):
-        prose_windows(universe, documents, text_bytes, window=64, eos=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phi3_jax.data import export, loader
+from phi3_jax.data import export, loader, sources
 from phi3_jax.data.corpora import facts, reading
 from phi3_jax.data.corpora.facts import Universe
 from phi3_jax.data.windows import positions
@@ -114,4 +114,4 @@ def test_without_reading_data_sets_are_what_they_were(tmp_path):
     power_law = export.export(tmp_path / "c", "facts", **SMALL, frequency="power_law", seed=3)
     assert power_law["fingerprint"] == BEFORE_POWER_LAW
     with pytest.raises(UserError, match="the shares at most 1 together"):
-        export.facts_recipe(share=0.5, reading=0.6)
+        sources.recipe("facts", share=0.5, reading=0.6)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3_jax.data import export, loader, tokenizers
+from phi3_jax.data import export, loader, quality, sources, tokenizers
+from phi3_jax.data.sources import mixture
 from phi3_jax.errors import UserError
 
 tasks = pytest.importorskip("phi3_jax.data.tasks")
@@ -49,41 +50,41 @@ def test_vocabulary_is_the_tokenizer(tokenizer):
 
 def test_a_task_gives_every_text_once_with_its_ids(tokenizer, web):
     path, rows = web
-    task = tasks.add_task("test.all", tasks.function_source(tasks.text_texts(path)), tokenizer)
+    task = tasks.add_task("test.all", tasks.function_source(lambda: sources.texts(path).documents), tokenizer)
     found = list(tasks.documents(task))
     assert [text for text, _ in found] == rows
     assert all(ids.dtype == np.int32 and ids.tolist() == tokenizer.encode(text) for text, ids in found)
 
 
 def test_quality_prefers_explanations_and_thresholds_are_nested():
-    assert tasks.quality(GOOD) > 0.8 > 0.5 > tasks.quality(BAD) and tasks.quality("") == 0
+    assert quality.quality(GOOD) > 0.8 > 0.5 > quality.quality(BAD) and quality.quality("") == 0
     words, lines = GOOD.split(), BAD.splitlines()
     mixed = [" ".join(words[:i]) + "\n" + "\n".join(lines[: i % 9]) for i in range(2, len(words))]
-    low, high = ({t for t in mixed if tasks.kept(t, least)} for least in (0.5, 0.7))
+    low, high = ({t for t in mixed if quality.passes(t, least)} for least in (0.5, 0.7))
     assert high < low < set(mixed)
-    assert {t for t in mixed if tasks.kept(t, 0.6, seed=1)} != {t for t in mixed if tasks.kept(t, 0.6, seed=2)}
+    assert {t for t in mixed if quality.passes(t, 0.6, seed=1)} != {t for t in mixed if quality.passes(t, 0.6, seed=2)}
 
 
 def test_phase_two_reads_a_subset_of_phase_ones_web(tokenizer, web):
     path, rows = web
     kept = []
-    for name in tasks.PHASES:
-        found, paths = tasks.sources(f"mixture:{name}", tokenizer, {"web": path})
-        assert path in paths
-        (role,) = (source for source in found if source.name == "web")
-        kept.append({text for text, _ in tasks.documents(role.task)})
+    for name in mixture.PHASES:
+        found, inputs = mixture.roles(name, tokenizer, {"web": path}, sources.texts)
+        assert [file.name for account in inputs.accounts for file in account.files] == [Path(path).name]
+        (role,) = (one for one in found if one.name == "web")
+        kept.append({text for text, _ in role.documents})
     assert set(rows) > kept[0] >= kept[1] and len(kept[1]) >= 40
 
 
 def test_phases_are_whole_mixtures(tokenizer):
-    for name, roles in tasks.PHASES.items():
+    for name, roles in mixture.PHASES.items():
         assert sum(role.rate for role in roles.values()) == pytest.approx(1)
-        found, _ = tasks.sources(f"mixture:{name}", tokenizer, {})
-        assert {source.name: source.rate for source in found} == {role: part.rate for role, part in roles.items()}
+        found, _ = mixture.roles(name, tokenizer, {}, sources.texts)
+        assert {one.name: one.rate for one in found} == {role: part.rate for role, part in roles.items()}
 
 
 def test_reasoning_texts_are_right_and_never_the_same():
-    texts = list(tasks.reasoning_texts(0, count=30))
+    texts = list(mixture.reasoning_texts(0, count=30))
     lines = [line for text in texts for line in text.splitlines()[1:]]
     assert len(set(lines)) == len(lines) == 300
     for line in lines:
@@ -100,13 +101,13 @@ def test_reasoning_texts_are_right_and_never_the_same():
                 }
                 value = min(47, max(0, result[operator]))
             assert value == int(right)
-    assert texts[0] != next(tasks.reasoning_texts(1))
+    assert texts[0] != next(mixture.reasoning_texts(1))
 
 
 def test_a_mixture_reaches_the_loader_in_its_rates(tmp_path, web):
     path, _ = web
-    fill = {"web": path, "textbook": path, "reasoning": path}
-    options = dict(sources=fill, window=64, held_out=0.1)
+    fill = tuple(f"{role}={path}" for role in ("web", "textbook", "reasoning"))
+    options = dict(source=fill, window=64, held_out=0.1)
     made = export.export(tmp_path / "m", "mixture:phi3_phase2", **options)
     assert [s["name"] for s in made["sources"]] == made["domains"] and made["kind"] == "mixture"
     assert [e["meter"] for e in made["evals"]] == ["text"] * 3
@@ -142,22 +143,22 @@ def test_a_tfds_name_works_offline(tmp_path, monkeypatch, web):
 @pytest.mark.parametrize(
     ("data", "fill", "message"),
     [
-        ("mixture:phi3_phase3", {}, "unknown mixture 'phi3_phase3'.*phi3_phase2"),
-        ("mixture:phi3_phase1", {"wbe": "pydocs"}, "no role 'wbe'.*'web'"),
-        ("mixture:phi3_phase1", {"web": "nowhere"}, "nowhere.* does not exist"),
-        ("tfds:x", {"web": "pydocs"}, "belongs to a mixture"),
-        ("tfds:a:b:c", {}, "is not NAME"),
+        ("mixture:phi3_phase3", "", "unknown mixture 'phi3_phase3'.*phi3_phase2"),
+        ("mixture:phi3_phase1", "wbe=pydocs", "no role 'wbe'.*'web'"),
+        ("mixture:phi3_phase1", "web=nowhere", "nowhere.* does not exist"),
+        ("tfds:x", "web=pydocs", "--source belongs to --data mixture:PHASE, not to tfds:x"),
+        ("tfds:a:b:c", "", "is not NAME"),
     ],
 )
 def test_bad_requests(tmp_path, data, fill, message):
     with pytest.raises(UserError, match=message):
-        export.export(tmp_path / "x", data, sources=fill)
+        export.export(tmp_path / "x", data, **({"source": (fill,)} if fill else {}))
 
 
 def test_an_error_inside_a_source_keeps_its_one_line(tmp_path, tokenizer):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "ok"}\n' * 20 + "{oops\n" * 3)
-    task = tasks.add_task("test.bad", tasks.function_source(tasks.text_texts(str(path))), tokenizer)
+    task = tasks.add_task("test.bad", tasks.function_source(lambda: sources.texts(str(path)).documents), tokenizer)
     with pytest.raises(UserError, match="malformed") as error:
         list(tasks.documents(task))
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax.data.corpora.text import Document, ReadReport, documents, is_held_out
+from phi3_jax.data.corpora.text import Document, ReadReport, documents, is_held_out, pydocs
 from phi3_jax.errors import UserError
 
 zstandard = pytest.importorskip("zstandard")
@@ -159,16 +159,16 @@ def test_the_split_is_about_two_percent_and_depends_on_the_text_alone():
 def test_pydocs_is_real_text_in_a_fixed_order_and_imports_nothing():
     program = (
         "import sys, hashlib, itertools\n"
-        "from phi3_jax.data.corpora.text import documents\n"
+        "from phi3_jax.data.corpora.text import pydocs\n"
         "before = set(sys.modules)\n"
-        "for d in itertools.islice(documents('pydocs'), 1500):\n"
+        "for d in itertools.islice(pydocs(), 1500):\n"
         "    print(d.source, hashlib.sha256(d.text.encode()).hexdigest())\n"
         "assert 'antigravity' not in sys.modules and 'pydoc_data.topics' not in sys.modules\n"
         "assert len(set(sys.modules) - before) < 20"
     )
     elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     report = ReadReport()
-    read = list(documents("pydocs", report=report))
+    read = list(pydocs(report))
     lines = [f"{document.source} {hashlib.sha256(document.text.encode()).hexdigest()}" for document in read]
     assert elsewhere.splitlines() == lines[:1500]
     assert report.bytes > 1_000_000 and sum(is_held_out(document.text) for document in read) >= 10
@@ -177,10 +177,9 @@ def test_pydocs_is_real_text_in_a_fixed_order_and_imports_nothing():
     assert "Serialize ``obj`` to a JSON formatted" in by_source["pydocs:json.dumps"].text
 
 
+@pytest.mark.shared("corpus")
 def test_shared_corpus_reads_whole():
     folder = Path(__file__).resolve().parents[2].parent / "shared" / "corpus"
-    if not folder.is_dir():
-        pytest.skip("no shared corpus beside the repository")
     report = ReadReport()
     assert sum(1 for _ in documents(folder, report=report)) == 8389
     assert report.malformed == 0 and report.bytes > 40e6

@@ -135,7 +135,7 @@ def test_folder_without_tokenizer_names_what_it_wants(tmp_path):
         tokenizers.load(tmp_path)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared tokenizers are not beside the repository")
+@pytest.mark.shared("tokenizers")
 def test_published_phi3_tokenizers():
     mini, small = tokenizers.load(SHARED / "phi-3-mini"), tokenizers.load(SHARED / "phi-3-small")
     assert (mini.vocab_size, mini.eos_id) == (32_011, 32_000)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from phi3_jax.data.loader import RecordSource
 from phi3_jax.data.windows import (
+    FIELDS,
     MAX_SEGMENTS,
     Windows,
     concatenate,
-    decode,
     encode,
     pack_documents,
     positions,
@@ -18,6 +22,13 @@ from phi3_jax.data.windows import (
 from phi3_jax.errors import UserError
 
 EOS = 0
+
+
+def decode(records: Sequence[bytes], window: int, vocab: int) -> Windows:
+    """The records of one shard, as the loader reads them."""
+    entry = {"name": "made", "shards": [{"file": "shard", "records": len(records)}]}
+    rows = RecordSource(Path("data"), entry, record_dtype(window, vocab), vocab, False)._decode(records, 0, None)
+    return Windows(*(rows[name] for name in FIELDS))
 
 
 def random_windows(n: int, window: int, vocab: int, seed: int = 0) -> Windows:
@@ -47,20 +58,30 @@ def test_records_round_trip_at_every_id_width(vocab):
         np.testing.assert_array_equal(getattr(decoded, name), getattr(windows, name))
 
 
+def test_ids_take_two_bytes_up_to_65535_and_four_above():
+    """Which width a vocabulary has is part of the format: data sets of any earlier time must read the same."""
+    for vocab, size in ((2, 2), (65_535, 2), (65_536, 4), (65_537, 4), (2**31 - 1, 4)):
+        ids = np.array([[0, vocab - 1, vocab // 2]])
+        records = encode(Windows(ids, ids[:, ::-1], np.ones_like(ids), np.full_like(ids, 255)), vocab)
+        assert [len(record) for record in records] == [3 * (2 * size + 2) + 4]
+        back = decode(records, 3, vocab)
+        assert back.tokens.tolist() == ids.tolist() and back.targets.tolist() == ids[:, ::-1].tolist()
+        assert int.from_bytes(records[0][size : 2 * size], "little") == vocab - 1  # little-endian, tokens first
+
+
 def test_every_single_bit_flip_is_found_and_named():
     records = encode(random_windows(3, 4, 320), 320)
     for bit in range(len(records[1]) * 8):
         damaged = bytearray(records[1])
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(UserError, match="record 1 ") as caught:
+        with pytest.raises(UserError, match="record 1 "):
             decode([records[0], bytes(damaged), records[2]], 4, 320)
-        assert caught.value.record == 1
     decode(records, 4, 320)  # positive control: the undamaged batch reads
 
 
 def test_truncated_record_is_named():
     records = encode(random_windows(2, 4, 320), 320)
-    with pytest.raises(UserError, match="record 1 has 27 bytes, not 28"):
+    with pytest.raises(UserError, match="record 1 .*has 27 bytes instead of 28"):
         decode([records[0], records[1][:-1]], 4, 320)
 
 
@@ -132,6 +153,11 @@ def test_more_documents_than_a_byte_counts_start_a_new_window():
     assert packed.segments.max() == MAX_SEGMENTS
     assert int((packed.domains > 0).sum()) == 2000
     encode(packed, 320)
+
+
+def test_a_window_holds_255_segments_and_not_one_less():
+    packed = concatenate(list(pack_documents([[7]] * 256, 512, EOS)))
+    assert [len(np.unique(row[row > 0])) for row in packed.segments] == [255, 1]
 
 
 def test_own_bos_domain_and_empty_documents():

@@ -16,7 +16,7 @@ from phi3_jax.evaluation import sandbox
 from phi3_jax.evaluation.suites.phi3_report import BENCHMARKS, convert
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks"
-real = pytest.mark.skipif(not (SHARED / "mmlu").is_dir(), reason="needs ../shared/benchmarks")
+real = pytest.mark.shared("benchmarks")
 OFFLINE = [name for name in BENCHMARKS if name not in ("math", "gpqa")]
 CODE = ("humaneval", "mbpp")
 KEYS = [f"{name}/{s}" if s else name for name in OFFLINE for s in BENCHMARKS[name].scorings or ("",)]

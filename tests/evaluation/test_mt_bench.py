@@ -17,6 +17,9 @@ from phi3_jax.data import tokenizers
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import mt_bench
 from phi3_jax.inference.engine import Completion
+from phi3_jax.interop.templates import Template
+from phi3_jax.records import ownership
+from phi3_jax.records import rows as rows_module
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks"
 
@@ -59,6 +62,7 @@ class Echo:
 
     def __init__(self, context: int = 400, fail_after: int | None = None) -> None:
         self.config = phi3_jax.proxy("mini", "pico", vocab=320, context=context)
+        self.template = Template("mini", "a test says so")
         self.tokenizer, self.calls, self.fail_after = tokenizers.load("bytes"), [], fail_after
 
     def generate(self, prompts, max_new_tokens, sampling, stop=()):
@@ -110,6 +114,54 @@ def test_replies_of_the_same_model_and_settings_are_kept(tmp_path: Path) -> None
     changed = [q | {"turns": [q["turns"][0], "other"]} if q is QUESTIONS[0] else q for q in QUESTIONS]
     mt_bench.answer(engine, changed, tmp_path, "m")
     assert len(engine.calls) == 18
+
+
+def test_a_group_of_questions_is_saved_whole_and_drawn_again_as_before(tmp_path: Path) -> None:
+    """Samples depend on the questions answered together: a stop between groups changes none."""
+    asked = [question(n, "writing") for n in range(mt_bench.GROUP + 3)]
+
+    class Seeded(Echo):
+        def generate(self, prompts, max_new_tokens, sampling, stop=()):
+            super().generate(prompts, max_new_tokens, sampling, stop)
+            return [Completion([], f"{sampling.seed} {i}", [], "stop", 1) for i in range(len(prompts))]
+
+    whole = mt_bench.answer(Seeded(), asked, tmp_path / "whole", "m")
+    with pytest.raises(KeyboardInterrupt):
+        mt_bench.answer(Seeded(fail_after=3), asked, tmp_path / "cut", "m")
+    assert len(lines(tmp_path / "cut" / mt_bench.REPLIES)) == mt_bench.GROUP
+    assert mt_bench.answer(Seeded(), asked, tmp_path / "cut", "m") == whole
+    assert (tmp_path / "cut" / mt_bench.REPLIES).read_bytes() == (tmp_path / "whole" / mt_bench.REPLIES).read_bytes()
+
+
+def test_replies_with_line_separators_are_kept_for_every_reader(tmp_path: Path) -> None:
+    class Odd(Echo):
+        def generate(self, prompts, *more, **options):
+            return [Completion([], "a\u2028b\x85c\u2029d\x0ce\rf", [], "stop", 1) for _ in prompts]
+
+    rows = mt_bench.answer(Odd(), QUESTIONS, tmp_path, "m")
+    by_id = {row["id"]: row for row in lines(tmp_path / mt_bench.REPLIES)}
+    assert [by_id[row["id"]] for row in rows] == rows
+    assert mt_bench.answer(Echo(fail_after=0), QUESTIONS, tmp_path, "m") == rows, "nothing is asked again"
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": 3}, {"id": ["x"]}, {"replies": None}, {"replies": ["one"]}, {"replies": [1, 2]}, {"cut": "no"}]
+)
+def test_a_kept_reply_that_is_none_is_asked_again(tmp_path: Path, change: dict) -> None:
+    rows = mt_bench.answer(Echo(), QUESTIONS[:1], tmp_path, "m")
+    path = tmp_path / mt_bench.REPLIES
+    path.write_text(json.dumps(rows[0] | change) + "\n")
+    engine = Echo()
+    assert mt_bench.answer(engine, QUESTIONS[:1], tmp_path, "m") == rows and len(engine.calls) == 2
+
+
+def test_replies_are_added_under_the_lock(tmp_path: Path, monkeypatch) -> None:
+    seen, put = [], rows_module.put_rows
+    owner = tmp_path / ownership.INSIDE
+    monkeypatch.setattr(rows_module, "put_rows", lambda *a: seen.append(owner.exists()) or put(*a))
+    replies = mt_bench.answer(Echo(), QUESTIONS[:1], tmp_path, "m")
+    mt_bench.grade(replies, QUESTIONS[:1], {p["name"]: p for p in prompts()}, lambda _: "[[3]]", "j", tmp_path)
+    assert seen == [True] * 3 and not owner.exists()
 
 
 def test_prompts_longer_than_the_context_are_cut_and_counted(tmp_path: Path) -> None:
@@ -295,8 +347,8 @@ def test_judgements_before_the_server_went_down_stay(serve, data: Path, tmp_path
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 6 is no JSON"),
-        ("[]", "line 6 is '[]', not an object"),
+        ("{", "line 6 cannot be read as JSON"),
+        ("[]", "line 6 is [], not an object"),
         (json.dumps(QUESTIONS[0] | {"turns": ["one"]}), "line 6: turns has 1 entries"),
         (json.dumps(QUESTIONS[0] | {"turns": "ab"}), "line 6: turns is 'ab', not a list"),
         (json.dumps({k: v for k, v in QUESTIONS[0].items() if k != "id"}), "line 6: id is None, not a str"),
@@ -323,9 +375,8 @@ def test_missing_files_are_named(data: Path, tmp_path: Path) -> None:
         mt_bench.questions(data)
 
 
+@pytest.mark.shared("benchmarks")
 def test_the_real_questions() -> None:
-    if not SHARED.is_dir():
-        pytest.skip("needs ../shared/benchmarks")
     found, named = mt_bench.questions(SHARED), mt_bench.judge_prompts(SHARED)
     assert len(found) == 80 and {q["subset"] for q in found} == set(mt_bench.TEMPERATURES)
     for row in found:

@@ -1,4 +1,4 @@
-"""The table of faults, printed after the tests of this folder; the long test runs with `-m faults` only."""
+"""The table of faults, printed after the tests of this folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ HEADER = ("fault", "injected", "recovered", "steps lost", "how it ends")
 def table(record_property):
     """Call with one row of the table."""
     return lambda *row: record_property("fault", [str(cell) for cell in row])
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("faults") and "faults" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest tests/faults -m faults"))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

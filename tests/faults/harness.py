@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import quick
 from orbax.checkpoint import v1 as ocp
 
-from phi3_jax import study as studies
-from phi3_jax.launcher import load_config, override
-from phi3_jax.training.checkpoint import newest_whole
-from phi3_jax.training.metrics import TIMING_FIELDS, read_rows
+from phi3_jax.experiment import load_config, override
+from phi3_jax.records.checkpoint import newest_whole
+from phi3_jax.records.rows import read_rows
+from phi3_jax.study import runs as studies
+from phi3_jax.study.data import data_arguments, export_data
+from phi3_jax.training.metrics import TIMING_FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # until a process that should have ended is called hung
@@ -37,10 +40,8 @@ class Faulty:
 
     def start(self, faults: str = "") -> subprocess.Popen:
         """The worker process, as a study starts it, or with faults of `injected.py`."""
-        program = (
-            [str(Path(__file__).with_name("injected.py")), faults] if faults else ["-m", "phi3_jax.training.train"]
-        )
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+        program = [str(Path(__file__).with_name("injected.py")), faults] if faults else ["-m", "phi3_jax.study.worker"]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags()}
         environment |= {"PYTHONPATH": str(ROOT), "PHI3_JAX_STARTED": str(time.monotonic())}
         with open(self.folder / "stderr", "a") as errors:
             return subprocess.Popen(
@@ -78,7 +79,7 @@ def plan(folder: Path, words: str, **train: object) -> Faulty:
         override(config, f"train.{key}", str(value))
     data = folder.parent / f"data-{config.scale}"
     if not data.exists():
-        studies.export_data(studies.data_arguments(config, config.scale, max(config.budgets)), data)
+        export_data(data_arguments(config, config.scale, max(config.budgets)), data)
     manifest = json.loads((data / "manifest.json").read_text())
     (run,) = studies.plan_runs(config, config.scale, manifest, data, 1)
     folder.mkdir()

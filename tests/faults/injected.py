@@ -1,6 +1,6 @@
 """A training worker with faults injected: `python injected.py FAULT,FAULT STUDY RUN`, a fault being `name` or `name=value`.
 
-Everything else is the worker that a study starts, `python -m phi3_jax.training.train STUDY RUN`.
+Everything else is the worker that a study starts, `python -m phi3_jax.study.worker STUDY RUN`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from phi3_jax.training import checkpoint, step, train
+from phi3_jax.entry import start
+from phi3_jax.records import checkpoint
+from phi3_jax.training import step, train
 
 
 def slow_disk(seconds: str) -> None:
@@ -98,4 +100,4 @@ if __name__ == "__main__":
     for fault in filter(None, sys.argv[1].split(",")):
         name, _, value = fault.partition("=")
         FAULTS[name](value)
-    sys.exit(train.main(sys.argv[2:]))
+    sys.exit(start("worker", sys.argv[2:]))

@@ -2,14 +2,15 @@
 
 What is tested elsewhere: kills inside each stage of a save, signals at every kind of step, a checkpoint ahead of its
 evaluation (`tests/training/test_loop.py`); damage of every file of a checkpoint, a full disk, one that cannot be written
-(`tests/training/test_checkpoint.py`); kill -9 and SIGTERM of the whole command (`tests/launch/test_run.py`); damaged
-compiled programs (`tests/training/test_compile_cache.py`); what makes a step be skipped (`tests/training/test_step.py`).
+(`tests/records/test_checkpoint.py`); kill -9 and SIGTERM of the whole command (`tests/launch/test_run.py`); damaged
+compiled programs (`tests/test_compile_cache.py`); what makes a step be skipped (`tests/training/test_step.py`).
 """
 
 from __future__ import annotations
 
 import random
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 from harness import Faulty, assert_equal, plan, said, untimed, wait_until
 
-from phi3_jax.training.goodput import account
-from phi3_jax.training.metrics import read_rows
+from phi3_jax.errors import STOPPED
+from phi3_jax.records.goodput import account, read
+from phi3_jax.records.rows import read_rows
 
 PICO = "mini,scale=pico,budgets=60k"
 NANO = "mini,scale=nano,budgets=400k"
@@ -37,12 +39,12 @@ def another(unbroken: Faulty, name: str, **train: object) -> Faulty:
     return plan(unbroken.folder.parent / name, PICO, checkpoint_every=8, **train)
 
 
-def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple[int, int, float]:
+def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple[int, int, list[float]]:
     """kill -9 once each step of `targets` is done, every second time while a save is half done.
 
-    Returns (how many died in a save, steps lost, seconds that the processes lived).
+    Returns (how many died in a save, steps lost, seconds that each process lived).
     """
-    rng, lost, in_saves, lived = random.Random(seed), 0, 0, 0.0
+    rng, lost, in_saves, lived = random.Random(seed), 0, 0, []
     for i, target in enumerate(targets):
         target = max(target, broken.steps() + 1)  # a step that no attempt before has reached
         begin, process = time.monotonic(), broken.start("slow_disk=0.2")
@@ -51,7 +53,7 @@ def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple
             wait_until(process, broken.saving)
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
-        lived += time.monotonic() - begin
+        lived.append(time.monotonic() - begin)
         assert said(process)[0]["exit"] == -signal.SIGKILL and not (broken.run / "done.json").exists()
         steps, newest = broken.steps(), broken.checkpoint()
         assert steps >= max(target, newest), "a checkpoint is never ahead of its rows"
@@ -60,15 +62,17 @@ def kill_again_and_again(broken: Faulty, targets: list[int], seed: int) -> tuple
     return in_saves, lost, lived
 
 
-def finishes(broken: Faulty, attempts: int, lived: float) -> None:
-    """The last attempt; the account then says where nearly all the time of all the processes went."""
+def finishes(broken: Faulty, lived: list[float]) -> None:
+    """The last attempt; the account then says where nearly all the time of the processes went."""
     begin = time.monotonic()
     assert broken.finish("slow_disk=0.2")[-1]["status"] == "done"
-    lived += time.monotonic() - begin
+    lived = [*lived, time.monotonic() - begin]
     found = account(broken.run)
-    assert found["attempts"] == attempts and sum(found["seconds"].values()) == pytest.approx(found["wall_s"])
-    # At most a pulse before each kill, and the last process's own end, are not seen.
-    assert 0.85 * lived < found["wall_s"] < lived
+    assert found["attempts"] == len(lived) and sum(found["seconds"].values()) == pytest.approx(found["wall_s"])
+    # At most a pulse before each kill, and the last process's own end, are not seen; on a busy machine a pulse may be late.
+    seen = {row["attempt"]: sum(row["seconds"].values()) for row in read(broken.run)}
+    assert all(0 < seen[i + 1] < whole for i, whole in enumerate(lived))
+    assert statistics.median(seen[i + 1] / whole for i, whole in enumerate(lived)) > 0.85
     assert min(found["seconds"].values()) >= 0 and found["seconds"]["restarted"] > 0
 
 
@@ -76,21 +80,21 @@ def test_killed_at_random_moments_saves_included(pico, table) -> None:
     broken = another(pico, "killed")
     targets = sorted(random.Random(0).sample(range(4, 44), 4))
     in_saves, lost, lived = kill_again_and_again(broken, targets, 0)
-    finishes(broken, 5, lived)
+    finishes(broken, lived)
     assert_equal(broken, pico)
     assert in_saves >= 1, "control: some of the kills hit a save"
     assert account(broken.run)["lost_steps"] <= lost
     table(f"kill -9 at random moments, pico ({in_saves} in a save, on a slow disk)", 4, 4, lost, "bit for bit")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_of_a_nano_run(tmp_path: Path, table) -> None:
     runs = [plan(tmp_path / name, NANO, checkpoint_every=10, eval_points=1) for name in ("unbroken", "killed")]
     unbroken, broken = runs
     assert unbroken.finish()[-1]["status"] == "done"
     targets = sorted(random.Random(1).sample(range(4, 280), 20))
     in_saves, lost, lived = kill_again_and_again(broken, targets, 1)
-    finishes(broken, 21, lived)
+    finishes(broken, lived)
     assert_equal(broken, unbroken)
     assert in_saves >= 5
     table(f"kill -9 at random moments, nano ({in_saves} in a save, on a slow disk)", 20, 20, lost, "bit for bit")
@@ -102,7 +106,7 @@ def test_sigterm_is_answered_in_an_evaluation_that_never_ends(pico, table) -> No
     wait_until(process, marker.exists)
     process.terminate()
     out = said(process)  # and so before the grace of 30 s is over: the evaluation alone would take for ever
-    assert out[0]["exit"] == 0 and out[-1]["status"] == "stopped"
+    assert out[0]["exit"] == STOPPED and out[-1]["status"] == "stopped"
     assert broken.checkpoint() == broken.steps() == 28 and not read_rows(broken.run / "evals.jsonl")
     again = broken.start()
     wait_until(again, lambda: bool(read_rows(broken.run / "evals.jsonl")))
@@ -111,7 +115,7 @@ def test_sigterm_is_answered_in_an_evaluation_that_never_ends(pico, table) -> No
     lost = broken.steps() - broken.checkpoint()
     assert broken.finish()[-1]["status"] == "done"
     assert_equal(broken, pico)
-    table("SIGTERM in an evaluation, then kill -9 after it", 2, 2, lost, "exit 0, saved; bit for bit")
+    table("SIGTERM in an evaluation, then kill -9 after it", 2, 2, lost, "exit 75, saved; bit for bit")
 
 
 def test_a_source_of_batches_that_hangs_is_given_up_and_the_state_saved(pico, table) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,17 +20,7 @@ from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "models"))
-from reference import OWN, SHARED, load_golden
-
-
-def goldens() -> list[tuple[Path, str]]:
-    found = []
-    for folder in (OWN, SHARED):
-        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            meta = json.loads(path.read_text())
-            if path.stem.startswith(("mini", "medium", "small", "moe")) and "logits" in meta.get("tensors", {}):
-                found += [(folder, path.stem)] if "config" in meta else []
-    return found
+from reference import load_golden, text_models
 
 
 def decoded(params, cfg: ModelConfig, tokens: np.ndarray, first: int, *, long="short", steps: int | None = None):
@@ -54,9 +43,9 @@ def assert_same(ours, theirs, tolerance: float = 1e-4) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, scale))
 
 
-@pytest.mark.parametrize(("folder", "name"), goldens(), ids=[f"{f.parent.name}-{n}" for f, n in goldens()])
-def test_every_golden(folder: Path, name: str, tmp_path: Path) -> None:
-    _, t, model = load_golden(name, tmp_path, folder)
+@pytest.mark.parametrize("name", text_models())
+def test_every_golden(name: str, tmp_path: Path) -> None:
+    _, t, model = load_golden(name, tmp_path)
     tokens = np.asarray(t["input_ids"])[:, :600]  # the longest would take a minute
     if "segment_ids" in t:
         tokens = tokens[
@@ -111,6 +100,33 @@ def test_rows_of_different_lengths_do_not_see_one_another() -> None:
         token = jnp.asarray([tokens[row, n + i] for row, n in enumerate(lengths)])
         logits, cache = step(params, token, cache, cfg, 64)
     np.testing.assert_array_equal(cache.lengths, lengths + more)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_each_prompt_chooses_its_longrope_list_by_its_own_length(name: str) -> None:
+    """Padding does not count, and a reply that crosses the border goes on with the list of its prompt."""
+    rope = LongRope(16, (1.0,) * (half := MEMBERS[name].head_dim // 2), tuple(np.linspace(2, 9, half)))
+    cfg = dataclasses.replace(MEMBERS[name], longrope=rope)
+    params, tokens = init_params(cfg, 0), np.random.default_rng(1).integers(0, 97, (5, 70))
+    params = jax.tree.map(lambda w: 10 * w if w.ndim > 2 else w, params)  # so that positions matter
+    lengths, more = np.array([1, 5, 16, 17, 30]), 18
+    full = [
+        decoder.forward(params, tokens[[i], : n + more], cfg, rope_regime="long" if n > 16 else "short")[0]
+        for i, n in enumerate(lengths)
+    ]  # fmt: skip
+    start = jax.jit(partial(prefill, cfg=cfg, capacity=64), static_argnames="every")
+    one = jax.jit(partial(step, cfg=cfg, extent=64))
+    every, _ = start(unstack(params), tokens[:, :60], lengths, every=True)
+    logits, cache = start(unstack(params), tokens[:, :60], lengths)
+    for row, n in enumerate(lengths):
+        assert_same(every[row, :n], full[row][:n])
+    for i in range(more):
+        for row, n in enumerate(lengths):
+            assert_same(logits[row], full[row][n + i - 1])
+        logits, cache = one(unstack(params), tokens[np.arange(5), lengths + i], cache)
+    np.testing.assert_array_equal(cache.long, lengths > 16)
+    other = decoder.forward(params, tokens[[1], :23], cfg, rope_regime="long")[0]
+    assert float(jnp.abs(full[1] - other).max()) > 1e-2, "control: the lists differ"
 
 
 @pytest.mark.parametrize("member", ["mini", "medium"])

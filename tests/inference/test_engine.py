@@ -14,9 +14,9 @@ from phi3_jax.configs import LongRope
 from phi3_jax.data.tokenizers import ByteTokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.family import published
-from phi3_jax.inference.engine import Engine
+from phi3_jax.inference.engine import Engine, bucket
 from phi3_jax.inference.sampling import Sampling, choose
-from phi3_jax.loading import Model
+from phi3_jax.interop.loading import Model
 from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params
 
@@ -145,7 +145,7 @@ def test_characters_of_several_bytes_come_whole() -> None:
     from phi3_jax.inference.engine import _Reply
 
     said: list[str] = []
-    reply = _Reply(0, 1, ByteTokenizer(), ("END",), frozenset(), lambda _, text: said.append(text))
+    reply = _Reply(0, [97], ByteTokenizer(), ("END",), frozenset(), lambda _, text: said.append(text))
     text = "naïve — 日本語 🙂 " * 5 + "ENDE"
     for byte in text.encode():
         if not reply.take(byte, 0.0):
@@ -203,6 +203,55 @@ def test_longrope_is_decided_before_the_first_token() -> None:
     assert [b.ids for b in both] == [a.ids for a in alone]
 
 
+@pytest.mark.parametrize(("more", "regime"), [(45, "short"), (46, "long")])
+def test_the_border_is_what_is_read(more: int, regime: str) -> None:
+    """A reply's last token is never read: 20 tokens and 45 new ones read the 64 of the original context."""
+    rng = np.random.default_rng(0)
+    rope = LongRope(64, tuple(1 + rng.random(8)), tuple(4 + 30 * rng.random(8)))
+    one = model(dataclasses.replace(CFG, longrope=rope, sliding_window=None), scale=5.0)
+    found = Engine(one).generate(["ab" * 10], more, stop_ids=())[0]
+    ids = list(b"ab" * 10) + found.ids
+    lists = {r: Engine(one, rope_regime=r) for r in ("short", "long")}
+    replies = {r: e.generate(["ab" * 10], more, stop_ids=())[0].ids for r, e in lists.items()}
+    assert replies[regime] == found.ids and replies["short"] != replies["long"]
+    logits = jax.nn.log_softmax(one.logits([ids[:-1]])[0])  # "auto" of the full forward over what is read
+    np.testing.assert_allclose(found.logprobs, logits[np.arange(19, 19 + more), ids[20:]], atol=1e-3)
+    pair = [(ids[:20], ids[20:])]
+    scores = {r: e.score(pair)[0].logprob for r, e in lists.items()}
+    assert Engine(one).score(pair)[0].logprob == pytest.approx(scores[regime], abs=1e-3)
+    assert abs(scores["short"] - scores["long"]) > 0.1
+
+
+def test_whole_numbers_of_numpy_are_taken(engine: Engine) -> None:
+    want = engine.generate([[97, 98]], 3, stop_ids=())[0].ids
+    for ids in (np.array([97, 98]), np.array([97, 98], np.uint8), [np.int64(97), 98], jnp.array([97, 98]), (97, 98)):
+        assert engine.generate([ids], np.int32(3), stop_ids=())[0].ids == want
+    many = (
+        Sampling(temperature=1.0, top_k=np.int64(5)),
+        Sampling(temperature=1, top_k=3 * 10**9),
+        Sampling(top_k=10**400),
+    )
+    assert [s.numbers().top_k for s in many] == [5, 2**30, 2**30]
+
+
+def test_scores_that_are_not_finite_never_leave() -> None:
+    one = model()
+    one.params["unembedding"] = one.params["unembedding"].at[3].set(jnp.nan)
+    for call in (lambda e: e.generate(["ab"], 3), lambda e: e.score([([1, 2], [3, 4])])):
+        with pytest.raises(UserError, match="tiny computes a log-probability of nan: its weights") as error:
+            call(Engine(one))
+        assert "\n" not in str(error.value)
+
+
+def test_listed_ids_end_a_reply(engine: Engine) -> None:
+    whole = engine.generate(["hello there"], 24, stop_ids=())[0].ids
+    third = next(i for i in range(3, 24) if whole[i] not in whole[:i])
+    listed = Engine(dataclasses.replace(model(), stop_ids=(whole[third],)), batch=4)
+    reply = listed.generate(["hello there"], 24)[0]
+    assert (reply.ids, reply.finish) == (whole[:third], "stop")
+    assert model().stop_ids == (257,) and dataclasses.replace(model(), tokenizer=None, stop_ids=None).stop_ids == ()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -218,9 +267,75 @@ def test_longrope_is_decided_before_the_first_token() -> None:
         (lambda e: e.score([([1] * 200, [2] * 60)]), "exceed the context of 256 by 3"),
         (lambda e: Engine(dataclasses.replace(model(), tokenizer=None)).generate(["a"]), "without a tokenizer"),
         (lambda e: Engine(model(), batch=0), "batch=0"),
+        (lambda e: Engine(model(), batch=2.5), "batch=2.5 is a float"),
+        (lambda e: Engine(model(), batch=True), "batch=True is a bool"),
+        (lambda e: e.generate([]), "give a list with one prompt at least"),
+        (lambda e: e.generate("ab"), "give a list with one prompt at least"),
+        (lambda e: e.generate([[1.5, 2.0]]), "token ids of type float64"),
+        (lambda e: e.generate([["1", "2"]]), "token ids of type text"),
+        (lambda e: e.generate([[True, 1]]), "token ids of type bool"),
+        (lambda e: e.generate([[[1, 2], [3]]]), "ragged"),
+        (lambda e: e.generate([[[1, 2], [3, 4]]]), r"a prompt of shape \(2, 2\)"),
+        (lambda e: e.generate([[2**40]]), "token id 1099511627776 is outside"),
+        (lambda e: e.generate([[2**70]]), "is outside the vocabulary"),
+        (lambda e: e.generate([[10**400]]), "of 401 digits is outside"),
+        (lambda e: e.generate([[-1]]), "token id -1 is outside"),
+        (lambda e: e.generate([None]), "token ids of type object"),
+        (lambda e: e.generate(["a"], 4.0), "max_new_tokens=4.0 is a float"),
+        (lambda e: e.generate(["a"], "4"), "max_new_tokens='4' is a str"),
+        (lambda e: e.generate(["a"], 4, stop="x"), "stop='x'"),
+        (lambda e: e.generate(["a"], 4, stop_ids=[1.0]), "token ids of type float64"),
+        (lambda e: e.score([([1.0], [2])]), "token ids of type float64"),
+        (lambda e: Sampling(temperature=float("nan")), "temperature=nan"),
+        (lambda e: Sampling(temperature=float("inf")), "temperature=inf"),
+        (lambda e: Sampling(temperature=10**400), "temperature=inf"),
+        (lambda e: Sampling(temperature="1"), "temperature='1' is a str"),
+        (lambda e: Sampling(temperature=1e-310), "1e-30 to 1e30"),
+        (lambda e: Sampling(top_p=float("nan")), "top_p=nan"),
+        (lambda e: Sampling(min_p=None), "min_p=None"),
+        (lambda e: Sampling(repetition_penalty=float("inf")), "repetition_penalty=inf"),
+        (lambda e: Sampling(top_k=4.0), "top_k=4.0 is a float"),
+        (lambda e: Sampling(top_k=-1), "top_k=-1 must be 0 or more"),
+        (lambda e: Sampling(seed=2**64), "seed=18446744073709551616 must be 0 to 9223372036854775807"),
+        (lambda e: Sampling(seed=1.5), "seed=1.5 is a float"),
+        (lambda e: model().logits([[1, 2], [3]]), "ragged"),
+        (lambda e: model().logits([[1.0, 2.0]]), "token ids of type float64"),
+        (lambda e: model().logits([["a"]]), "token ids of type text"),
+        (lambda e: model().logits([[1, 2]], positions=[[0, 2**40]]), "position 1099511627776 is outside 0 to"),
+        (lambda e: model().logits([[1, 2]], positions=[[0.0, 1.0]]), "positions of type float64"),
+        (lambda e: model().logits([[1, 2]], positions=[[0, 1, 2]]), "positions of shape"),
+        (lambda e: model().logits([[1, 2]], positions=[[-1, 0]]), "position -1 is outside"),
+        (lambda e: model().logits([[1, 2]], segment_ids=[[0, 2**40]]), "segment_id 1099511627776"),
     ],
 )
 def test_bad_input(engine: Engine, call, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         call(engine)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [CFG.vocab, CFG.vocab + 1, -1])
+def test_ids_end_before_the_size_of_the_vocabulary(engine: Engine, bad: int) -> None:
+    for call in (
+        lambda i: engine.generate([[1, i]], 1),
+        lambda i: engine.score([([1, i], [1])]),
+        lambda i: engine.score([([1], [i])]),
+    ):
+        with pytest.raises(UserError, match=f"token id {bad} is outside the vocabulary: 0 to {CFG.vocab - 1}"):
+            call(bad)
+    assert engine.generate([[CFG.vocab - 1, 0]], 1)[0].prompt_tokens == 2
+    assert engine.score([([0], [CFG.vocab - 1])])[0].tokens == 1
+
+
+def test_the_context_is_filled_to_its_last_token(engine: Engine) -> None:
+    full = engine.generate([[1] * 250], 6, stop_ids=())[0]
+    assert len(full.ids) == 6
+    with pytest.raises(UserError, match="exceed the context of 256 by 1"):
+        engine.generate([[1] * 250], 7)
+    assert engine.score([([1] * 200, [2] * 57)])[0].tokens == 57  # the last token is not read
+    with pytest.raises(UserError, match="exceed the context of 256 by 1"):
+        engine.score([([1] * 200, [2] * 58)])
+
+
+def test_buckets_are_the_first_power_that_holds() -> None:
+    assert [bucket(n, 32, 300) for n in (1, 32, 33, 64, 65, 257, 300)] == [32, 32, 64, 64, 128, 300, 300]

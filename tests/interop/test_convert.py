@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from hf_folders import GOLDENS, random_folder, tensors_in, write_tensors
 
 import phi3_jax
-from phi3_jax import commands, loading
+from phi3_jax.__main__ import main
 from phi3_jax.errors import UserError
-from phi3_jax.interop import convert, hf_config, huggingface, safetensors
+from phi3_jax.interop import convert, hf_config, huggingface, loading, safetensors
 from phi3_jax.models.spec import init_params, param_specs
+from phi3_jax.records import checkpoint, targets
+from phi3_jax.records.folder import KEPT
 from phi3_jax.sharding.mesh import make_mesh
 from phi3_jax.sharding.rules import param_shardings
-from phi3_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("mini_window", "medium_longrope", "small", "moe")
@@ -149,11 +151,6 @@ def break_folder(folder: Path, how: str) -> list[str]:
     if how == "wrong size":
         edit_header(weights, lambda h: h[NORMS[0]].update(dtype="BF16"))
         return ["damaged", NORMS[0]]
-    if how == "mixed":
-        tensors = tensors_in(folder)
-        weights.unlink()
-        write_tensors(folder, tensors | {NORMS[0]: tensors[NORMS[0]].astype(np.float16)})
-        return ["mixes dtypes", "attention_norm"]
     if how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
         return ["truncated", "model.safetensors"]
@@ -194,7 +191,7 @@ def break_folder(folder: Path, how: str) -> list[str]:
 
 
 BREAKAGES = (
-    "missing and extra", "misshapen", "dtype", "wrong size", "mixed", "truncated", "garbage", "empty", "absent shard",
+    "missing and extra", "misshapen", "dtype", "wrong size", "truncated", "garbage", "empty", "absent shard",
     "pickle", "no weights", "no config", "model_type", "heads", "kv heads", "type", "lost size", "longrope", "rope type",
     "activation",
 )  # fmt: skip
@@ -204,7 +201,7 @@ BREAKAGES = (
 def test_a_broken_folder_is_refused_in_one_line(how: str, tmp_path: Path, capsys) -> None:
     source = random_folder(tmp_path / "source", "mini_window", np.float32)
     words = break_folder(source, how)
-    status = commands.run(["--from", f"hf:{source}", "--to", str(tmp_path / "run")], "", convert.command)
+    status = main(["convert", "--from", f"hf:{source}", "--to", str(tmp_path / "run")])
     out, err = capsys.readouterr()
     assert status == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -230,7 +227,7 @@ def test_a_broken_folder_is_refused_in_one_line(how: str, tmp_path: Path, capsys
 )
 def test_wrong_flags(flags: list[str], word: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert commands.run(flags, "", convert.command) == 2
+    assert main(["convert", *flags]) == 2
     err = capsys.readouterr().err
     assert word in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -275,7 +272,7 @@ def test_a_full_disk_leaves_nothing(direction: str, tmp_path: Path, monkeypatch)
 def test_a_disk_too_small_is_found_before_writing(tmp_path: Path, monkeypatch) -> None:
     source = random_folder(tmp_path / "source", "mini_window", np.float32)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(commands.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(targets.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="free some space"):
         convert.import_folder(source, tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
@@ -350,3 +347,18 @@ def test_importing_the_package_starts_neither_jax_nor_tensorflow() -> None:
 
 
 assert {p.stem for p in GOLDENS.glob("*.json")} >= set(KINDS)
+
+
+def test_a_run_that_keeps_only_a_tokenizer_is_exported_with_a_config(tmp_path) -> None:
+    source = random_folder(tmp_path / "source", "mini_window", np.float32)
+    convert.import_folder(source, tmp_path / "run")
+    kept = tmp_path / "run" / KEPT
+    (kept / "config.json").unlink()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
+    words.add_special_tokens(["<|endoftext|>"])
+    words.save(str(kept / "tokenizer.json"))  # as a run trained here keeps it
+    text = (kept / "tokenizer.json").read_bytes()
+    convert.export_run(tmp_path / "run", tmp_path / "back")
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == text
+    made = loading.folder_config(tmp_path / "back")
+    assert dataclasses.replace(made, name="") == dataclasses.replace(loading.run_config(tmp_path / "run"), name="")

@@ -16,14 +16,13 @@ import pytest
 from hf_folders import random_folder, tensors_in, write_tensors
 
 import phi3_jax
-from phi3_jax import commands
+from phi3_jax.__main__ import main
 from phi3_jax.configs import LongRope, ModelConfig
 from phi3_jax.data import tokenizers
-from phi3_jax.inference import quantize
 from phi3_jax.interop import convert, hf_config, huggingface, safetensors
 from phi3_jax.interop import gguf as exporter
 from phi3_jax.models.spec import init_params
-from phi3_jax.training import checkpoint
+from phi3_jax.records import checkpoint, targets
 
 gguf = pytest.importorskip("gguf")
 ROPE = LongRope(512, tuple(1 + 0.02 * i for i in range(8)), tuple(1 + 1.5 * i for i in range(8)))
@@ -70,7 +69,7 @@ def weights_in(reader: object) -> dict[str, np.ndarray]:
 
 
 def export(model: str, target: Path, *more: str) -> object:
-    assert commands.run(["--model", model, "--to", f"gguf:{target}", *more], "", exporter.command) == 0
+    assert main(["export", "--model", model, "--to", f"gguf:{target}", *more]) == 0
     return gguf.GGUFReader(target)
 
 
@@ -91,13 +90,13 @@ def test_keys_and_tensors(member, form, longrope, tmp_path: Path, capsys) -> Non
     reader = export(model, target, "--name", "a name")
     last = capsys.readouterr().out.splitlines()[-1]
     bits = 8 * target.stat().st_size / sum(math.prod(s) for s in huggingface.published_tensors(cfg).values())
-    for word in (form, "0.00 GB", str(target), f"{bits:.2f} bits a weight"):
+    for word in (form, "0.00 GB", str(target), f"{bits:.2f} bits per weight"):
         assert word in last
 
     kind = {"f16": 1, "q8_0": 7, "q4_0": 2}[form]
     expected = {
         "general.architecture": "phi3", "general.type": "model", "general.name": "a name",
-        "general.description": f"phi-3-{member}", "general.file_type": kind, "general.quantization_version": 2,
+        "general.description": "source", "general.file_type": kind, "general.quantization_version": 2,
         "phi3.vocab_size": 320, "phi3.context_length": 1024, "phi3.embedding_length": 64, "phi3.block_count": 2,
         "phi3.rope.scaling.original_context_length": 512 if longrope else 1024, "phi3.feed_forward_length": 96,
         "phi3.attention.head_count": 4, "phi3.attention.head_count_kv": cfg.kv_heads, "phi3.rope.dimension_count": 16,
@@ -171,7 +170,7 @@ def test_multipliers_are_folded_as_in_safetensors(member: str, ladder: str, tmp_
     assert cfg.residual_multiplier != 1 and cfg.width_ratio != 1
     run = saved_run(tmp_path / "run", cfg)
     written = weights_in(export(str(run), tmp_path / "a.F16.gguf"))
-    assert commands.run(["--model", str(run), "--to", f"hf:{tmp_path / 'out'}"], "", exporter.command) == 0
+    assert main(["export", "--model", str(run), "--to", f"hf:{tmp_path / 'out'}"]) == 0
     published, names = tensors_in(tmp_path / "out"), gguf_names(cfg)
     for name, there in published.items():
         there = there if there.ndim == 1 else there.astype(np.float16)
@@ -183,7 +182,7 @@ def test_a_quantised_run_is_written_as_it_is(form: str, tmp_path: Path, capsys) 
     """The blocks are those of a direct export, bit for bit; muP's factors go into the scales."""
     convert.import_folder(folder_of(tmp_path / "source", tiny("medium")), tmp_path / "run")
     words = ["--model", str(tmp_path / "run"), "--format", form, "--out", str(tmp_path / "rounded"), "--tokens", "0"]
-    assert commands.run(words, "", quantize.command) == 0
+    assert main(["quantize", *words]) == 0
     direct, through = (export(str(tmp_path / n), tmp_path / f"{n}.{form.upper()}.gguf") for n in ("run", "rounded"))
     assert {t.name for t in direct.tensors} == {t.name for t in through.tensors} and len(direct.tensors) > 10
     for a, b in zip(direct.tensors, through.tensors, strict=True):
@@ -191,7 +190,7 @@ def test_a_quantised_run_is_written_as_it_is(form: str, tmp_path: Path, capsys) 
 
     run = byte_run(tmp_path / "bytes", proxy("mini", "clean"))
     words = ["--model", str(run), "--format", form, "--out", str(tmp_path / "proxy"), "--tokens", "0"]
-    assert commands.run(words, "", quantize.command) == 0
+    assert main(["quantize", *words]) == 0
     files = [tmp_path / f"{path.name}-p.{form.upper()}.gguf" for path in (run, tmp_path / "proxy")]
     direct, through = (weights_in(export(str(p), f)) for p, f in zip((run, tmp_path / "proxy"), files, strict=True))
     assert huggingface.folding(proxy("mini", "clean")), "there are factors"
@@ -273,6 +272,40 @@ def test_a_byte_fallback_vocabulary_is_written(tmp_path: Path) -> None:
     assert values(export(f"hf:{source}", tmp_path / "b.F16.gguf"))["general.name"] == "phi_3-plain"
 
 
+@pytest.mark.parametrize(("listed", "generation", "others"), [
+    (None, None, []), (3, [3, 4], []), ([3, 300], 301, [300, 301]), (300, None, [300]), ([9], [8, 300, 400], [8, 9, 300]),
+])  # fmt: skip
+def test_stop_ids_survive_import_quantisation_and_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture, listed: object, generation: object, others: list[int]
+) -> None:
+    """The union of what the tokenizer ends with (2, 3, 4) and what both files list; ids beyond the 320 are none."""
+    source = bpe_folder(tmp_path / "source", tiny("mini"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": listed}))
+    if generation is not None:
+        (source / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    want = tuple(sorted({2, 3, 4, *others}))
+    convert.import_folder(source, tmp_path / "run")
+    words = ["--model", str(tmp_path / "run"), "--format", "q8_0", "--out", str(tmp_path / "q"), "--tokens", "0"]
+    assert main(["quantize", *words]) == 0
+    convert.export_run(tmp_path / "run", tmp_path / "again")
+    models = [f"hf:{source}", str(tmp_path / "run"), str(tmp_path / "q"), f"hf:{tmp_path / 'again'}"]
+    assert [phi3_jax.load(m).stop_ids for m in models] == [want] * 4
+    for number, model in enumerate(models):
+        capsys.readouterr()
+        file = tmp_path / f"{number}.gguf"
+        form = "q8_0" if model == str(tmp_path / "q") else "f16"
+        found = values(export(model, file, "--format", form))
+        ends = {found.get(f"tokenizer.ggml.{k}_token_id") for k in ("eos", "eot", "eom")} - {None}
+        by_text = {i for i, t in enumerate(found["tokenizer.ggml.tokens"]) if t in ("</s>", "<|endoftext|>", "<|end|>")}
+        turns = [found.get(f"tokenizer.ggml.{k}_token_id") for k in ("eot", "eom")]
+        assert turns == [*others, None, None][:2], model
+        lost = set(want) - ends - by_text
+        assert lost == set(others[2:]), model
+        said = capsys.readouterr()
+        assert ("will end no reply in llama.cpp" in said.out + said.err) == bool(lost)
+
+
 def test_joins_out_of_order_score_by_their_order(tmp_path: Path) -> None:
     source = bpe_folder(tmp_path / "source", tiny("mini"))
     spec = json.loads((source / "tokenizer.json").read_text())
@@ -312,7 +345,7 @@ def test_no_vocabulary_says_so(byte_level: bool | None, tmp_path: Path, capsys) 
 
 
 def refused(arguments: list[str], capsys, *words: str) -> None:
-    assert commands.run(arguments, "", exporter.command) == 2
+    assert main(["export", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     for word in words:
@@ -322,12 +355,12 @@ def refused(arguments: list[str], capsys, *words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("small", ["LayerNorm, gegelu, biases, block-sparse attention", "--to hf:FOLDER"]),
+        ("small", ["the layout phi3small, LayerNorm, biases, block-sparse attention", "--to hf:FOLDER"]),
         ("moe", ["experts", "--to hf:FOLDER"]),
         ("width", ["mlp.down_proj.weight", "rows of 40", "blocks of 32", "--format f16"]),
         ("mscales", ["different attention factors", "--to hf:FOLDER"]),
         ("large", ["holds 70000", "f16 ends at 65504", "lm_head.weight"]),
-        ("nan", ["holds nan", "model.norm.weight"]),
+        ("nan", ["NaN or infinite", "model.norm.weight"]),
         ("tied", ["ties its embeddings", "untied"]),
         ("tokenizer", ["has id 300", "300 embeddings"]),
         ("name", ["--name Phi-3-mine", "<|endoftext|>", "without phi-3"]),
@@ -341,7 +374,7 @@ def test_what_llama_cpp_cannot_run_is_refused(kind: str, words: list[str], tmp_p
         folder_of(path, tiny("mini", mlp=40))
         form = "q4_0"
     elif kind == "mscales":
-        folder_of(path, tiny("mini", longrope=dataclasses.replace(ROPE, short_mscale=1.1, long_mscale=1.2)))
+        saved_run(path, tiny("mini", longrope=dataclasses.replace(ROPE, short_mscale=1.1, long_mscale=1.2)))
     elif kind == "tokenizer":
         bpe_folder(path, tiny("mini", vocab=300))
     elif kind == "tied":
@@ -356,7 +389,7 @@ def test_what_llama_cpp_cannot_run_is_refused(kind: str, words: list[str], tmp_p
         tensors[name].reshape(-1)[5] = 70000 if kind == "large" else np.nan
         (path / "model.safetensors").unlink()
         write_tensors(path, tensors)
-    model = {"tied": str(path), "name": str(path / "run")}.get(kind, f"hf:{path}")
+    model = {"tied": str(path), "mscales": str(path), "name": str(path / "run")}.get(kind, f"hf:{path}")
     refused(["--model", model, "--to", f"gguf:{tmp_path / f'a.{form}.gguf'}", *more], capsys, *words)
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -368,7 +401,7 @@ def test_what_llama_cpp_cannot_run_is_refused(kind: str, words: list[str], tmp_p
             ["--model", "hf:x", "--to", "gguf:a.gguf"],
             ["a.gguf names no format", "a.F16.gguf", "a.Q8_0.gguf", "a.Q4_0.gguf"],
         ),
-        (["--model", "hf:x", "--to", "gguf:a.gguf", "--format", "q4_k"], ["'q4_k'", "f16, q8_0, q4_0"]),
+        (["--model", "hf:x", "--to", "gguf:a.gguf", "--format", "q4_k"], ["q4_k", "f16, q8_0, q4_0"]),
         (["--model", "hf:x", "--to", "gguf:a.Q8_0.gguf", "--format", "q4_0"], ["says q8_0", "--format says q4_0"]),
         (["--model", "hf:x", "--to", "a.Q8_0.gguf"], ["gguf:FILE or hf:FOLDER"]),
         (["--model", "hf:x", "--to", "gguf:"], ["gguf:FILE or hf:FOLDER"]),
@@ -412,7 +445,7 @@ def test_a_full_disk_leaves_nothing(when: str, tmp_path: Path, monkeypatch, caps
 
     if when == "before":
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(commands.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(targets.shutil, "disk_usage", lambda _: usage)
     else:
         monkeypatch.setattr(exporter.os, "posix_fallocate" if when == "reserving" else "pwrite", fail)
     words = ["free some space"] if when == "before" else ["no space left on device", "nothing was left"]

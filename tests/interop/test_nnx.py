@@ -23,7 +23,7 @@ CONFIGS = {
     "small": dataclasses.replace(SMALL, blocksparse=BlockSparse(4, 1, 3)),
     "medium": family.proxy("medium", "pico", "family"),
     "clean": family.proxy("medium", "pico", "clean"),
-    "moe": dataclasses.replace(MINI, experts=Experts(4, head_bias=True), mup=None),
+    "moe": dataclasses.replace(MINI, layout="phimoe", experts=Experts(4, head_bias=True), mup=None),
 }
 TOKENS = jax.random.randint(jax.random.key(1), (2, 40), 0, 256)
 SEGMENTS = jnp.asarray([[1] * 17 + [2] * 23, [1] * 40])

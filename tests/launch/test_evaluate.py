@@ -20,14 +20,14 @@ import test_harness
 import test_mt_bench
 
 import phi3_jax
-from phi3_jax import commands
-from phi3_jax.evaluation import command
-from phi3_jax.inference import quantize
+from phi3_jax import verbs
+from phi3_jax.__main__ import main
+from phi3_jax.evaluation import command, stock
 from phi3_jax.interop import convert
+from phi3_jax.interop.templates import JINJA
 from phi3_jax.models.spec import init_params
-from phi3_jax.reporting import table
+from phi3_jax.records import checkpoint, files, table
 from phi3_jax.reporting.page import write_report
-from phi3_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 256
@@ -84,7 +84,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def evaluate(*words: object) -> int:
-    return commands.run([str(w) for w in words], "usage", command.command)
+    return main(["evaluate", *[str(w) for w in words]])
 
 
 def rows_in(path: Path) -> list[dict]:
@@ -110,6 +110,7 @@ def test_a_suite_from_end_to_end(run: Path, data: Path, capsys: pytest.CaptureFi
     assert [r["task"] for r in rows] == ["boolq/letter", "boolq/harness", "triviaqa"]
     for r in rows:
         assert (r["suite"], r["step"], r["tokens"], r["n"], r["limit"]) == ("phi3_report", 40, 42240, 6, 6)
+        assert r["scorer"] == 2
         assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1 and r["stderr"] is not None and r["chat"] is False
     items = rows_in(run / "items" / "phi3_report-boolq-harness.jsonl")
     assert len(items) == 6 and all(len(i["logprobs"]) == 2 and i["logprobs"][0] < 0 for i in items)
@@ -129,7 +130,7 @@ def test_a_suite_from_end_to_end(run: Path, data: Path, capsys: pytest.CaptureFi
 
 def test_a_quantised_run_is_evaluated_as_any(run: Path, data: Path, tmp_path: Path, capsys) -> None:
     words = ["--model", str(run), "--format", "q8_0", "--out", str(tmp_path / "q"), "--tokens", "0"]
-    assert commands.run(words, "", quantize.command) == 0
+    assert main(["quantize", *words]) == 0
     assert evaluate("--model", tmp_path / "q", "--data_dir", data, "--tasks", "boolq", "--limit", 4) == 0
     rows = rows_in(tmp_path / "q" / "evals.jsonl")
     assert [(r["task"], r["n"], r["model"]) for r in rows] == [
@@ -189,16 +190,23 @@ def test_a_folder_from_elsewhere_in_its_chat_template(
     assert "bytes tokenizer has no <|" in capsys.readouterr().err
     assert not (run / "items").exists()
     convert.export_run(run, tmp_path / "phi-3-tiny")
+    for name in ("tokenizer_config.json", "generation_config.json"):  # of the byte tokenizer
+        (tmp_path / "phi-3-tiny" / name).unlink(missing_ok=True)
     test_harness.write_tokenizer(tmp_path / "phi-3-tiny")
     monkeypatch.chdir(tmp_path)
+    assert evaluate("--model", "hf:phi-3-tiny", *words) == 2
+    assert "phi-3-tiny brings no chat template" in capsys.readouterr().err
+    config = json.dumps({"chat_template": JINJA["mini"]})
+    (tmp_path / "phi-3-tiny" / "tokenizer_config.json").write_text(config)
     assert evaluate("--model", "hf:phi-3-tiny", *words) == 0
+    said = capsys.readouterr()
+    assert "chat template mini, as phi-3-tiny/tokenizer_config.json says" in said.err and said.out.count("boolq") == 2
     out = tmp_path / "runs" / "evals" / "phi-3-tiny"
     rows = rows_in(out / "evals.jsonl")
     assert [r["task"] for r in rows] == ["boolq/letter", "boolq/harness"]
     assert all(r["chat"] is True and r["step"] == 0 and r["model"] == "hf:phi-3-tiny" for r in rows)
     assert len(rows_in(out / "items" / "phi3_report-boolq-letter.jsonl")) == 2
     assert [r["settings"]["template"] for r in rows_in(out / "mt_bench_replies.jsonl")] == ["mini"] * 2
-    assert capsys.readouterr().out.count("boolq") == 2
 
 
 # ------------------------------------------------------------------------------------------------ what a user gets wrong
@@ -214,7 +222,7 @@ def test_a_folder_from_elsewhere_in_its_chat_template(
         (["--limit", "many"], ["--limit many must be an integer"]),
         (["--limit", "-5"], ["--limit -5 must be"]),
         (["--batch", "0"], ["--batch 0"]),
-        (["--scoring", "leter"], ["unknown scoring 'leter'", "'letter'"]),
+        (["--scoring", "leter"], ["--scoring leter is unknown", "'letter'"]),
         (["--data_dir", "nowhere"], ["--data_dir nowhere is no folder"]),
         (["--tasks", "mt_bench"], ["mt_bench needs --data_dir"]),
         (["--judge", "http://x"], ["--judge_model missing"]),
@@ -284,7 +292,7 @@ def test_a_full_disk_leaves_the_old_rows(run: Path, monkeypatch: pytest.MonkeyPa
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(phi3_jax.errors.UserError, match="No space left"):
         command.write_rows(run / "evals.jsonl", [{"step": 40, "suite": "s", "task": "t", "metric": "m", "value": 1.0}])
     assert (run / "evals.jsonl").read_bytes() == before and not list(run.glob("*.new"))
@@ -341,11 +349,11 @@ def test_rows_of_stock_results() -> None:
         "results": {"t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": "N/A", "ppl,none": 12.5}},
         "samples": {"t": samples}, "n-samples": {"t": {"original": 100, "effective": 8}}, "n-shot": {"t": 5},
     }  # fmt: skip
-    acc, ppl = command.stock_rows(results, None)
+    acc, ppl = stock.stock_rows(results, None)
     assert (acc["value"], acc["n"], acc["subset_of"], acc["shots"]) == (0.25, 8, 100, 5)
     assert acc["low"] < 0.25 < acc["high"] and acc["stderr"] == pytest.approx((0.25 * 0.75 / 8) ** 0.5)
     assert (ppl["value"], ppl["low"], ppl["stderr"]) == (12.5, None, None)
-    assert [i["task"] for i in command.stock_items(results, None)] == ["t"] * 8
+    assert [i["task"] for i in stock.stock_items(results, None)] == ["t"] * 8
     text = command.table([acc, ppl])
     assert "25.0%" in text and "12.5" in text and "1250" not in text
 
@@ -354,5 +362,5 @@ def test_the_script_prints_its_usage() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--help"], capture_output=True, text=True, check=True
     )
-    for flag in command.FLAGS:
+    for flag in verbs.EVALUATE.flags:
         assert f"--{flag}" in done.stdout

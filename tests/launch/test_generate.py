@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import phi3_jax
-from phi3_jax.commands import run
-from phi3_jax.inference.command import command
+from phi3_jax.__main__ import main
+from phi3_jax.inference import command as inference_command
 from phi3_jax.inference.engine import Engine
 from phi3_jax.interop import convert, hf_config, huggingface, safetensors
+from phi3_jax.interop.templates import JINJA
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +50,7 @@ def write_run(folder: Path) -> Path:
     )  # fmt: skip
     made.train_from_iterator(["hello there, how are you? explain rope in one sentence."] * 3, trainer)
     made.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": JINJA["mini"]}))
     convert.import_folder(source, folder / "run")
     return folder / "run"
 
@@ -59,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def say(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
-    status = run([str(w) for w in words], "usage", command)
+    status = main(["generate", *(str(w) for w in words)])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -82,6 +84,30 @@ def test_several_prompts_options_and_logprobs(tiny: Path, tmp_path: Path, capsys
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ("a\u2028b\x0bc", 1), ("a\x0cb\x1cc", 1), ("a\x85b", 1), ("a\rb", 1), ("\ufeffa\n\nb\n", 2), ("a\r\nb\r\n", 2),
+    ],
+)  # fmt: skip
+def test_a_prompt_of_a_file_ends_at_a_newline_only(tmp_path: Path, content: str, prompts: int) -> None:
+    (tmp_path / "p").write_bytes(content.encode())
+    found = inference_command._lines(str(tmp_path / "p"))
+    assert found == (["a", "b"] if prompts == 2 else [content])
+
+
+def test_a_file_that_is_no_utf8_is_one_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "p").write_bytes(b"a\xff")
+    status, _, err = say(capsys, "--model", tiny, "--file", tmp_path / "p")
+    assert status == 2 and err.startswith("error: --file") and err.count("\n") == 1
+
+
+def test_typed_control_tokens_are_remarked_on(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    _, _, err = say(capsys, "--model", tiny, "--prompt", "<|user|>hello<|end|>", "--max_new_tokens", 2)
+    assert "notice: <|end|>, <|user|> in a prompt" in err and "--chat" in err
+    assert "notice" not in say(capsys, "--model", tiny, "--prompt", "hello <user>", "--max_new_tokens", 2)[2]
+
+
 def test_a_dialogue_remembers(tiny: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\nhow are you?\n"))
     asked: list[list[int]] = []
@@ -92,7 +118,8 @@ def test_a_dialogue_remembers(tiny: Path, capsys: pytest.CaptureFixture, monkeyp
         return real(self, prompts, *more, **options)
 
     monkeypatch.setattr(Engine, "generate", spy)
-    status, out, _ = say(capsys, "--model", tiny, "--chat", "--system", "be kind", "--max_new_tokens", 5)
+    status, out, err = say(capsys, "--model", tiny, "--chat", "--system", "be kind", "--max_new_tokens", 5)
+    assert f"chat template mini, as {tiny}" in err and "tokenizer_config.json says" in err
     assert status == 0 and out.count("> ") == 4, "asked until the input ends, an empty line being none"
     first, second = asked
     end = 3  # <|end|>
@@ -106,13 +133,13 @@ def test_a_dialogue_remembers(tiny: Path, capsys: pytest.CaptureFixture, monkeyp
         ([], "no --prompt"),
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", "hello " * 200], "exceed the context of 96 by"),
-        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens=0"),
+        (["--prompt", "a", "--max_new_tokens", "0"], "--max_new_tokens 0 must be an integer, 1 or more"),
         (["--prompt", "a", "--max_new_tokens", "97"], "exceed the context of 96 by 2; shorten"),
-        (["--prompt", "a", "--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
-        (["--prompt", "a", "--temperature", "hot"], "--temperature hot: give a number"),
-        (["--prompt", "a", "--top_p", "2"], "top_p=2.0"),
+        (["--prompt", "a", "--temperature", "-1"], "--temperature -1 must be a number, 0 to"),
+        (["--prompt", "a", "--temperature", "hot"], "--temperature hot must be a number"),
+        (["--prompt", "a", "--top_p", "2"], "--top_p 2 must be a number"),
         (["--prompt", "a", "--system", "x"], "--system needs --chat"),
-        (["--prompt", "a", "--rope_regime", "middle"], "rope_regime='middle'"),
+        (["--prompt", "a", "--rope_regime", "middle"], "--rope_regime middle is unknown; valid: auto"),
         (["--prompt", "a", "--file", "nowhere.txt"], "--file nowhere.txt"),
         (["--prmpt", "a"], "did you mean '--prompt'"),
     ],

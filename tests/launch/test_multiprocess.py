@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from phi3_jax.errors import STOPPED
+from phi3_jax.records.checkpoint import list_steps, restore
+from phi3_jax.records.rows import read_rows
 from phi3_jax.sharding.mesh import make_mesh
-from phi3_jax.training.checkpoint import list_steps, restore
-from phi3_jax.training.metrics import TIMING_FIELDS, read_rows
+from phi3_jax.training.metrics import TIMING_FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 56  # 60k tokens in batches of 44 windows of 24: long enough to be killed in the middle
@@ -33,14 +36,14 @@ REAL = [sys.executable, "launch/run.py"]
 COUNTING = """
 import sys
 from phi3_jax.data import loader
-from phi3_jax.launcher import main
+from phi3_jax.entry import start
 train, decode = [0], loader.RecordSource._decode
 def counting(self, records, shard, local):
     train[0] += len(records) * (self.name in ("knowledge", "reasoning") and "eval" not in self._shards[0]["file"])
     print("decoded", train[0], file=sys.stderr, flush=True)
     return decode(self, records, shard, local)
 loader.RecordSource._decode = counting
-main(sys.argv[1:])
+sys.exit(start("launch"))
 """
 
 # The command, in which process 1 finds the records of its eighth batch damaged.
@@ -48,14 +51,14 @@ DAMAGED = """
 import os, sys
 from phi3_jax.data import loader
 from phi3_jax.errors import UserError
-from phi3_jax.launcher import main
+from phi3_jax.entry import start
 take = loader._BatchSource.__getitem__
 def damaged(self, step):
     if step == 7 and os.environ["PHI3_JAX_PROCESS_ID"] == "1":
         raise UserError("damaged data: record 5; remove it")
     return take(self, step)
 loader._BatchSource.__getitem__ = damaged
-main(sys.argv[1:])
+sys.exit(start("launch"))
 """
 
 
@@ -85,12 +88,11 @@ class Job:
             address = f"localhost:{free.getsockname()[1]}"
         self.folder, self.processes = folder, {}
         for i in range(processes) if only is None else only:
-            flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
             by_hand = {"COORDINATOR": address, "PROCESSES": str(processes), "PROCESS_ID": str(i)}
             self.processes[i] = subprocess.Popen(
                 [*program, "--workdir", str(folder), *COMMAND, *(more or {}).get(i, [])],
                 cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                env=os.environ | environment | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+                env=os.environ | environment | {"XLA_FLAGS": quick.flags(devices), "JAX_COMPILATION_CACHE_DIR": str(cache)}
                 | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
                 | {f"PHI3_JAX_{name}": value for name, value in by_hand.items() if processes > 1},
             )  # fmt: skip
@@ -170,7 +172,7 @@ def test_two_processes_equal_one_with_two_devices_bit_for_bit(cache: Path, two: 
 def test_stopped_killed_and_started_again_it_equals_the_unbroken_run(cache: Path, two: Path, tmp_path: Path) -> None:
     job = Job(cache, tmp_path, 2).wait_for(2)
     job.processes[1].send_signal(signal.SIGTERM)  # one is told, both stop at one step and save it
-    (out, _), _ = job.end(0, 0)
+    (out, _), _ = job.end(STOPPED, STOPPED)
     assert "stopped; the same command goes on from here" in out
     (stopped,) = list_steps(only_run(tmp_path) / "checkpoints")
     assert 2 <= stopped == len(rows(tmp_path)) < STEPS - 4
@@ -224,7 +226,7 @@ def test_a_checkpoint_of_four_processes_loads_on_any_number_of_devices_bit_for_b
             np.testing.assert_array_equal(leaf, one[name], err_msg=name)
 
 
-@pytest.mark.multiprocess_slow
+@pytest.mark.slow
 def test_two_processes_with_two_devices_equal_four_with_one_bit_for_bit(
     cache: Path, four: Path, tmp_path: Path
 ) -> None:

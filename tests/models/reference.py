@@ -1,4 +1,4 @@
-"""Reads reference tensors: the committed small ones, and the larger shared ones where they are at hand."""
+"""Reads reference tensors: the committed ones, and the larger ones that maintainers have in ../shared."""
 
 from __future__ import annotations
 
@@ -8,18 +8,33 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from phi3_jax import loading
-from phi3_jax.interop import safetensors
+from phi3_jax.interop import loading, safetensors
 
 OWN = Path(__file__).resolve().parents[1] / "goldens"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "goldens"
-FOLDERS = (OWN, SHARED) if SHARED.is_dir() else (OWN,)
 _DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8}
 
 
-def read_golden(name: str, folder: Path = SHARED) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def golden(name: str) -> Any:
+    """A test's parameter: a golden that is not committed marks its test `shared`."""
+    return pytest.param(name, marks=() if (OWN / f"{name}.json").exists() else pytest.mark.shared("goldens"))
+
+
+def text_models() -> list[Any]:
+    """Goldens of text models that hold plain `logits`, as parameters: all that are here."""
+    names = set()
+    for path in (path for folder in (OWN, SHARED) if folder.is_dir() for path in folder.glob("*.json")):
+        meta = json.loads(path.read_text())
+        if path.stem.startswith(("mini", "medium", "small", "moe")) and "config" in meta:
+            names |= {path.stem} if "logits" in meta.get("tensors", {}) else set()
+    return [golden(name) for name in sorted(names)]
+
+
+def read_golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(description, tensors) of one golden."""
+    folder = OWN if (OWN / f"{name}.json").exists() else SHARED
     path = folder / f"{name}.safetensors"
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -46,10 +61,10 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.nda
 
 
 def load_golden(
-    name: str, tmp_path: Path, folder: Path = SHARED, window_rule: str = "transformers", config: str = "config"
+    name: str, tmp_path: Path, window_rule: str = "transformers", config: str = "config"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], loading.Model]:
     """(description, tensors, model) through the same import that users take."""
-    meta, tensors = read_golden(name, folder)
+    meta, tensors = read_golden(name)
     path = write_folder(tmp_path / name, meta[config], tensors)
     return meta, tensors, loading.load(f"hf:{path}", window_rule=window_rule)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import SHARED, check, read_golden
+from reference import check, read_golden
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.errors import UserError
@@ -16,7 +16,6 @@ from phi3_jax.models.attention import Mask, attend, reference
 from phi3_jax.models.masks import blocksparse_allowed
 from phi3_jax.sharding.mesh import make_mesh
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the larger reference tensors are not here")
 SETTINGS = [
     (BlockSparse(16, 2, 3), 2, 4, 200), (BlockSparse(16, 2, 4), 4, 1, 513), (BlockSparse(16, 3, 8), 1, 3, 330),
     (BlockSparse(16, 1, 8), 1, 2, 256), (BlockSparse(16, 2, 3, homo_head=True), 2, 2, 300),
@@ -48,7 +47,7 @@ def test_values_and_gradients_equal_the_whole_score_matrix(pattern: BlockSparse,
 
 
 @pytest.mark.parametrize("kind", ["auto", "chunked", "blocksparse"])
-@needs_shared
+@pytest.mark.shared("goldens")
 def test_the_reference_kernels_tensors(kind: str) -> None:
     meta, t = read_golden("small_blocksparse_op")
     config = meta["config"]
@@ -61,7 +60,6 @@ def test_the_reference_kernels_tensors(kind: str) -> None:
     check(out.reshape(*out.shape[:2], -1, out.shape[-1]).transpose(0, 2, 1, 3), t["out"], meta, "out")
 
 
-@needs_shared
 def test_masks_of_the_reference_builder() -> None:
     meta, t = read_golden("small_masks")
     for case in meta["cases"]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax import UserError, family, loading
+from phi3_jax import UserError, family
 from phi3_jax.configs import BlockSparse, LongRope, ModelConfig
+from phi3_jax.interop import loading
 from phi3_jax.models import decoder
 from phi3_jax.models.layers import activate
 from phi3_jax.models.masks import Mask, seen

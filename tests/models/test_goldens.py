@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import OWN, SHARED, check, load_golden, read_golden
+from reference import check, golden, load_golden, read_golden, text_models
 
 from phi3_jax.configs import LongRope
 from phi3_jax.family import published
 from phi3_jax.models import decoder, experts, rotary
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the larger reference tensors are not here")
-TEXT = ("mini", "medium", "small", "moe")
+ALL = text_models()
+assert len(ALL) >= 10, "the committed goldens are gone"
 
 
-def with_logits(folder: Path) -> list[str]:
-    """Goldens of text models that hold plain `logits`."""
-    names = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        meta = json.loads(path.read_text())
-        if path.stem.startswith(TEXT) and "logits" in meta.get("tensors", {}) and "config" in meta:
-            names.append(path.stem)
-    return names
-
-
-ALL = [(OWN, n) for n in with_logits(OWN)] + [(SHARED, n) for n in with_logits(SHARED)]
-assert with_logits(OWN), "the committed goldens are gone"
-
-
-@pytest.mark.parametrize(("folder", "name"), ALL, ids=[f"{f.parent.name}-{n}" for f, n in ALL])
-def test_logits(folder: Path, name: str, tmp_path: Path) -> None:
-    meta, t, model = load_golden(name, tmp_path, folder)
+@pytest.mark.parametrize("name", ALL)
+def test_logits(name: str, tmp_path: Path) -> None:
+    meta, t, model = load_golden(name, tmp_path)
     assert meta["tolerance"]["logits"]["suggested_atol"] <= 1e-4 * meta["tolerance"]["logits"]["max_abs"]
     check(model.logits(t["input_ids"], segment_ids=t.get("segment_ids")), t["logits"], meta, "logits")
     if "final_norm" in t and "probe_positions" not in meta.get("tensors", {}):
@@ -45,16 +30,15 @@ def test_logits(folder: Path, name: str, tmp_path: Path) -> None:
         check(hidden, t["final_norm"], meta, "final_norm")
 
 
-@pytest.mark.parametrize(("folder", "name"), [x for x in ALL if "longrope" not in x[1]][:4] + ALL[-1:])
-def test_logits_by_unrolled_layers(folder: Path, name: str, tmp_path: Path) -> None:
-    meta, t, model = load_golden(name, tmp_path, folder)
+@pytest.mark.parametrize("name", ["mini_two_documents", "mini_window", "moe", "small", "small_longrope"])
+def test_logits_by_unrolled_layers(name: str, tmp_path: Path) -> None:
+    meta, t, model = load_golden(name, tmp_path)
     segments = jnp.asarray(t["segment_ids"]) if "segment_ids" in t else None
     options = dict(segments=segments, unroll=True)
     logits = decoder.forward(model.params, jnp.asarray(t["input_ids"]), model.config, **options)
     check(logits, t["logits"], meta, "logits")
 
 
-@needs_shared
 def test_released_window_sees_one_key_more(tmp_path: Path) -> None:
     meta, t, model = load_golden("mini_sliding_window", tmp_path, window_rule="released")
     logits = model.logits(t["input_ids"])
@@ -62,7 +46,6 @@ def test_released_window_sees_one_key_more(tmp_path: Path) -> None:
     assert float(jnp.abs(logits - t["logits"]).max()) > 1e-2  # the two rules are told apart
 
 
-@needs_shared
 def test_left_padding_as_segments(tmp_path: Path) -> None:
     meta, t, model = load_golden("mini_packed", tmp_path)
     mask = t["padded_attention_mask"]
@@ -70,8 +53,7 @@ def test_left_padding_as_segments(tmp_path: Path) -> None:
     check(jnp.where(mask[..., None] == 1, logits, 0), t["padded_logits"], meta, "padded_logits")
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["mini_longrope", "mini_longrope_real"])
+@pytest.mark.parametrize("name", map(golden, ["mini_longrope", "mini_longrope_real"]))
 def test_longrope(name: str, tmp_path: Path) -> None:
     meta, t, model = load_golden(name, tmp_path)
     cases = [k.removeprefix("position_ids_") for k in t if k.startswith("position_ids_")]
@@ -82,7 +64,6 @@ def test_longrope(name: str, tmp_path: Path) -> None:
         check(model.logits(ids, positions=positions), t[f"logits_{case}"], meta, f"logits_{case}")
 
 
-@needs_shared
 @pytest.mark.parametrize("suffix", ["", "_no_mscale"])
 @pytest.mark.parametrize("length", [64, 65, 160])
 def test_small_longrope(length: int, suffix: str, tmp_path: Path) -> None:
@@ -92,7 +73,6 @@ def test_small_longrope(length: int, suffix: str, tmp_path: Path) -> None:
     check(model.logits(t["input_ids"][:, :length]), t[key], meta, key)
 
 
-@needs_shared
 def test_one_token_at_a_time_equals_the_full_forward(tmp_path: Path) -> None:
     """phi-3-small's decoding from a cache gives the rows of the full forward."""
     meta, t, model = load_golden("small_decode", tmp_path)
@@ -101,7 +81,6 @@ def test_one_token_at_a_time_equals_the_full_forward(tmp_path: Path) -> None:
     check(rows, t["logits_decode"], meta, "logits_decode")
 
 
-@needs_shared
 def test_longrope_tables_of_the_published_lists() -> None:
     meta, t = read_golden("longrope_tables")
     lists = {name: entry for name, entry in meta["lists"].items() if "short_factor" in entry}
@@ -118,7 +97,6 @@ def test_longrope_tables_of_the_published_lists() -> None:
                 assert (np.abs(table[:, i] - exact) <= limit).all(), (name, regime, part)
 
 
-@needs_shared
 def test_moe_long_regime_and_routing(tmp_path: Path) -> None:
     meta, t, model = load_golden("moe_tiny", tmp_path)
     check(model.logits(t["input_ids_long"]), t["logits_long"], meta, "logits_long")
@@ -131,8 +109,7 @@ def test_moe_long_regime_and_routing(tmp_path: Path) -> None:
         check(weights, t[f"routing_weights_{layer}"].reshape(-1, 2), meta, f"routing_weights_{layer}")
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["mini_mha", "mini_tied", "small_dense", "small_blocksparse_512"])
+@pytest.mark.parametrize("name", map(golden, ["mini_mha", "mini_tied", "small_dense", "small_blocksparse_512"]))
 def test_training_loss_and_gradients(name: str, tmp_path: Path) -> None:
     """Mean next-token cross-entropy and the norm of its gradient over all parameters."""
     meta, t, model = load_golden(name, tmp_path)

@@ -19,6 +19,7 @@ from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params, multipliers, param_specs
 from phi3_jax.sharding.mesh import make_mesh
 from phi3_jax.training import step
+from phi3_jax.training.optimizers import muon
 
 BASE = family.proxy("mini", "pico")
 TIME, ROWS = 16, 16
@@ -46,6 +47,15 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
+def of_few(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with 16 different tokens.
+
+    Muon changes hidden states less in these steps than AdamW. The logits of tokens that never meet then change by sums of
+    random signs, width^-1/2 of the others, which the smallest width shows most.
+    """
+    return data | {name: data[name] % 16 for name in ("tokens", "targets")}
+
+
 def activations(params: dict, cfg: ModelConfig, data: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Residual stream after every block, last norm and logits."""
     hidden = decoder.hidden_states(params, data["tokens"], cfg, unroll=True)
@@ -60,10 +70,11 @@ def activations(params: dict, cfg: ModelConfig, data: dict[str, np.ndarray]) -> 
     }
 
 
-def changes(cfg: ModelConfig, lr: float, steps: int = 6) -> dict[str, float]:
+def changes(cfg: ModelConfig, lr: float, name: str = "adamw", steps: int = 6) -> dict[str, float]:
     """Mean absolute change of each activation after a few steps."""
-    run = RunConfig("x", cfg, OptimConfig(peak_lr=lr, spike_factor=0.0), DataConfig("f", "", "", TIME, 320), ROWS, 100)
-    data, mesh = batch(), make_mesh(jax.devices()[:1])
+    optim = OptimConfig(peak_lr=lr, spike_factor=0.0, name=name)
+    run = RunConfig("x", cfg, optim, DataConfig("f", "", "", TIME, 320), ROWS, 100)
+    data, mesh = batch() if name == "adamw" else of_few(batch()), make_mesh(jax.devices()[:1])
     with jax.set_mesh(mesh):
         train, _ = step.compile_steps(run, step.Loss(("x",), False))
         state = step.init_state(run, mesh)
@@ -75,8 +86,8 @@ def changes(cfg: ModelConfig, lr: float, steps: int = 6) -> dict[str, float]:
     return {k: float(jnp.mean(jnp.abs(after[k] - before[k]))) for k in before}
 
 
-def slopes(configs: list[ModelConfig], sizes: list[int], lr: float) -> dict[str, float]:
-    rows = [changes(cfg, lr) for cfg in configs]
+def slopes(configs: list[ModelConfig], sizes: list[int], lr: float, name: str = "adamw") -> dict[str, float]:
+    rows = [changes(cfg, lr, name) for cfg in configs]
     return {k: float(np.polyfit(np.log2(sizes), np.log2([r[k] for r in rows]), 1)[0]) for k in rows[0]}
 
 
@@ -104,6 +115,27 @@ def test_depth_coordinate_check_fails_without_completep() -> None:
     flat = dataclasses.replace(BASE.mup, alpha=0.0)
     found = slopes([dataclasses.replace(sized(48, n, mup=True), mup=flat) for n in depths], depths, 3e-3)
     assert found["first block"] <= -0.5, found
+
+
+@pytest.mark.parametrize("vary", ["width", "depth"])
+def test_coordinate_check_with_muon(vary: str) -> None:
+    sizes = [48, 96, 192, 384] if vary == "width" else [2, 4, 8, 16]
+    configs = [sized(n, 2, mup=True) if vary == "width" else sized(48, n, mup=True) for n in sizes]
+    found = slopes(configs, sizes, 3e-3, "muon")
+    assert all(abs(s) <= 0.15 for s in found.values()), found
+
+
+def test_width_coordinate_check_with_muon_fails_without_mup() -> None:
+    widths = [48, 192]
+    found = slopes([sized(w, 2, mup=False) for w in widths], widths, 3e-3, "muon")
+    assert found["logits"] >= 0.5, found
+
+
+def test_width_coordinate_check_with_muon_fails_with_adams_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_factors", multipliers)
+    widths = [48, 192]
+    found = slopes([sized(w, 2, mup=True) for w in widths], widths, 3e-3, "muon")
+    assert found["hidden"] <= -0.4, found
 
 
 def test_multiplier_table() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from phi3_jax import UserError
+from phi3_jax.chips import parse_topology
 from phi3_jax.planning import aot
-from phi3_jax.planning.chips import parse_topology
 
 ROOT = Path(__file__).resolve().parents[2]
 with (ROOT / "analysis" / "results" / "aot_matrix.csv").open() as file:

@@ -77,8 +77,8 @@ def test_nodes_change_the_links_but_not_the_bytes() -> None:
 
 
 def test_one_device_sends_nothing() -> None:
-    assert collectives(setup("mini", "h200:1", windows=8)) == []
-    assert collectives(setup("mini", "h200:2", windows=8))
+    assert collectives(setup("mini", "h200:1", sequences=8)) == []
+    assert collectives(setup("mini", "h200:2", sequences=8))
 
 
 def test_a_mesh_axis_owns_axes_of_the_torus() -> None:
@@ -88,7 +88,7 @@ def test_a_mesh_axis_owns_axes_of_the_torus() -> None:
     by_context = setup(strategy="fsdp_cp", context=8)
     assert rates(by_context.topology, by_context.degrees)["context"] == 2 * link
     assert rates(by_context.topology, by_context.degrees)["data"] == 2 * 2 * link
-    no_rings = setup(topology="v5p:2x2x2", windows=1024)
+    no_rings = setup(topology="v5p:2x2x2", sequences=1024)
     assert rates(no_rings.topology, no_rings.degrees)["data"] == 3 * link
     shared = setup(strategy="fsdp_tp", tensor=2)  # half of an axis of 4
     got = rates(shared.topology, shared.degrees)

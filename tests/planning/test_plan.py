@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax.launcher import load_config
-from phi3_jax.planning.plan import main, plans
+from phi3_jax.__main__ import main
+from phi3_jax.experiment import load_config
+from phi3_jax.study.plan import plans
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/goldens/plan_medium_v5p.txt"
@@ -24,7 +25,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(words: str, *more: str) -> int:
-    return main(["--config", f"{EXPERIMENT}:{words}", *more])
+    return main(["plan", "--config", f"{EXPERIMENT}:{words}", *more])
 
 
 def answer(capsys: pytest.CaptureFixture, words: str, *more: str) -> dict:
@@ -112,7 +113,7 @@ def test_the_proposal_is_what_its_overrides_say(capsys: pytest.CaptureFixture) -
         ("medium,topology=v5p:4x4x8", ("--config.train.context=4",), "use strategy=fsdp_cp"),
         ("medium,topology=v5p:4x4x8", ("--config.train.batch_tokens=1000000",), "use a multiple of 524,288"),
         ("medium,topology=v5p:4x4x8", ("--config.train.remat=ful",), "did you mean 'full'"),
-        ("medium,topology=v5p:4x4x8", ("--config.train.accumulation=0",), "must be 1 or more"),
+        ("medium,topology=v5p:4x4x8", ("--config.train.accumulation=0",), "must be an integer, 1 to"),
         ("medium,topology=v5p:4x4x8", ("--config.data.window=8192",), "exceeds phi-3-medium-4k's context"),
         ("medium,topology=2xv5p:4x4x4", ("--config.train.slices=4",), "train.slices=4 on 2 slices"),
         ("medium,topology=v5p:4x4x8,scale=pico", (), "plans are for the released models"),
@@ -130,8 +131,9 @@ def test_errors_are_one_line_and_exit_2(
 
 def test_the_command_starts_no_backend_and_imports_no_trainer() -> None:
     code = (
-        "import sys, jax; from phi3_jax.planning.plan import main; from jax._src import xla_bridge as b; import json;"
-        f"rc = main(['--config', '{EXPERIMENT}:mini,topology=v5p:4x4x8', '--json']);"
+        "import sys, jax, json; from phi3_jax.__main__ import main;"
+        "from jax._src import xla_bridge as b;"
+        f"rc = main(['plan', '--config', '{EXPERIMENT}:mini,topology=v5p:4x4x8', '--json']);"
         "heavy = ('tensorflow', 'orbax', 'grain', 'flax', 'torch', 'matplotlib');"
         "print(json.dumps([rc, sorted(m for m in heavy if m in sys.modules), len(b._backends)]));"
         "jax.devices(); print(len(b._backends))"

@@ -1,4 +1,4 @@
-"""The least time of a step against published criteria, brute force, and what the issue of full scale asks for."""
+"""The least time of a step against published criteria, brute force, and the plans of the three members."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from setups import setup
 
+from phi3_jax.chips import CHIPS, parse_topology
 from phi3_jax.configs import BlockSparse
-from phi3_jax.family import published
+from phi3_jax.family import CONTEXTS, published
+from phi3_jax.models.flops import attention_flops_per_token, matmul_params, train_flops_per_token
+from phi3_jax.planning.best import best, candidates
 from phi3_jax.planning.memory import KEPT
 from phi3_jax.planning.roofline import (
     hardware_flops_per_token,
@@ -17,9 +20,7 @@ from phi3_jax.planning.roofline import (
     pairs_per_token,
     roofline,
 )
-from phi3_jax.planning.search import best
 from phi3_jax.planning.setup import Setup
-from phi3_jax.scaling.flops import attention_flops_per_token, matmul_params, train_flops_per_token
 
 
 def test_fsdp_is_bound_by_compute_from_850_tokens_a_chip_on_v5p() -> None:
@@ -28,8 +29,8 @@ def test_fsdp_is_bound_by_compute_from_850_tokens_a_chip_on_v5p() -> None:
     "dots" makes no matrix again, so that layers are gathered twice, reduced once and multiplied three times.
     """
     for window, bound in ((512, "ICI"), (2048, "compute")):
-        assert roofline(setup(windows=128, window=window, remat="dots")).bound_by == bound
-    at = roofline(setup(windows=128, window=1024, remat="dots"))
+        assert roofline(setup(sequences=128, sequence_length=window, remat="dots")).bound_by == bound
+    at = roofline(setup(sequences=128, sequence_length=1024, remat="dots"))
     assert at.compute / at.ici == pytest.approx(1024 / 850, rel=0.1)
 
 
@@ -48,12 +49,14 @@ def test_full_remat_makes_all_but_the_last_product_of_a_layer_again() -> None:
 
 def test_hardware_never_computes_less_than_the_model_where_nothing_is_skipped() -> None:
     for remat in KEPT:
-        one = setup("mini", "v5p:4x4x8", "fsdp_cp", context=8, window=131072, windows=32, length="128k", remat=remat)
-        assert hardware_flops_per_token(one) > train_flops_per_token(one.model, one.window)
+        one = setup(
+            "mini", "v5p:4x4x8", "fsdp_cp", context=8, sequence_length=131072, sequences=32, length="128k", remat=remat
+        )
+        assert hardware_flops_per_token(one) > train_flops_per_token(one.model, one.sequence_length)
 
 
 def test_a_tpu_pads_minis_heads_to_128_lanes() -> None:
-    assert padded_head(setup("mini")) == 128 and padded_head(setup("mini", "h200:8", windows=64)) == 96
+    assert padded_head(setup("mini")) == 128 and padded_head(setup("mini", "h200:8", sequences=64)) == 96
     assert padded_head(setup("medium")) == 128
 
 
@@ -67,7 +70,7 @@ def tiles(allowed: np.ndarray, tile: tuple[int, int]) -> float:
 @pytest.mark.parametrize(("member", "window"), [("mini", 4096), ("medium", 4096), ("small", 4096)])
 def test_attention_is_counted_in_whole_tiles(member: str, window: int) -> None:
     """Against a dense mask: causal with a window of 2,048 keys, and phi-3-small's pattern head by head."""
-    one = setup(member, window=window)
+    one = setup(member, sequence_length=window)
     model, distance = one.model, np.arange(window)[:, None] - np.arange(window)[None]
     causal = distance >= 0
     if model.window_keys:
@@ -84,7 +87,7 @@ def test_attention_is_counted_in_whole_tiles(member: str, window: int) -> None:
 
 
 def test_tiles_hold_the_pairs_that_the_flop_convention_counts() -> None:
-    one = setup("small", window=8192, windows=512)
+    one = setup("small", sequence_length=8192, sequences=512)
     counted = attention_flops_per_token(one.model, 8192, "block_sparse") / 4 / one.model.head_dim
     assert counted < pairs_per_token(one) < 1.6 * counted
     dense = dataclasses.replace(one, model=dataclasses.replace(one.model, blocksparse=None))
@@ -94,7 +97,7 @@ def test_tiles_hold_the_pairs_that_the_flop_convention_counts() -> None:
 
 
 def test_the_last_device_of_a_context_has_nearly_twice_the_mean() -> None:
-    more = dict(window=131072, windows=32, length="128k")
+    more = dict(sequence_length=131072, sequences=32, length="128k")
     even = setup("mini", "v5p:4x4x8", "fsdp_tp", tensor=8, **more)
     split = setup("mini", "v5p:4x4x8", "fsdp_cp", context=8, **more)
     assert pairs_per_token(split) / pairs_per_token(even) == pytest.approx(2 - 1 / 8, rel=0.02)
@@ -115,7 +118,7 @@ def test_more_recomputation_takes_longer() -> None:
 
 
 def test_a_slow_network_can_bind() -> None:
-    one = roofline(setup(topology="2xv5p:2x2x1", windows=64, window=128))
+    one = roofline(setup(topology="2xv5p:2x2x1", sequences=64, sequence_length=128))
     assert one.bound_by == "DCN" and one.step >= one.dcn
 
 
@@ -131,3 +134,14 @@ def test_medium_may_reach_60_percent_on_v5p_and_50_on_v6e() -> None:
         proposal = best(medium, setup(topology=topology).topology, 4096)
         assert proposal.fits and proposal.setup.batch_tokens >= 4 * 2**20
         assert proposal.roofline.mfu >= _mfu(setup(topology=topology))
+
+
+@pytest.mark.parametrize(("member", "length"), [(m, length) for m, lengths in CONTEXTS.items() for length in lengths])
+def test_no_bound_exceeds_the_peak(member: str, length: str) -> None:
+    """The least that a step can compute is all that its mask keeps, whatever window or blocks let the hardware skip."""
+    model = published(member, length)
+    window = int(length.removesuffix("k")) * 1024
+    for chip in CHIPS.values():
+        topology = parse_topology(f"{chip.name}:{ {0: '8', 2: '2x4', 3: '2x2x2'}[len(chip.pod)] }")
+        found = [one.roofline.mfu for one in candidates(model, topology, window, 4 * 2**20, False)]
+        assert found and max(found) <= 1, chip.name

@@ -10,8 +10,10 @@ import fake_study
 import numpy as np
 import pytest
 
-from phi3_jax.reporting.gains import cells, corpus_bits, endpoints, gains, recall_ceiling
-from phi3_jax.reporting.table import read_study
+from phi3_jax.records.table import read_study
+from phi3_jax.reporting.gains import between_arms, between_sizes, cells, corpus_bits, gains, lags, recall_ceiling
+from phi3_jax.reporting.sentences import headlines
+from phi3_jax.scaling.endpoints import endpoints
 
 MEMBERS = ("mini", "small", "medium")
 
@@ -34,22 +36,23 @@ def _study(folder: Path, values: dict[str, list[float]], metric: str, stderr: fl
     return read_study(folder).runs
 
 
-def _power_law(exponent: float) -> dict[str, list[float]]:
-    return {m: [2.0 - exponent * math.log2(fake_study.SIZES[m][0])] for m in MEMBERS}
+def _power_law(exponent: float, seeds: int = 1) -> dict[str, list[float]]:
+    return {m: [2.0 - exponent * math.log2(fake_study.SIZES[m][0])] * seeds for m in MEMBERS}
 
 
 def test_a_loss_linear_in_log_size_gains_the_same_at_both_steps(tmp_path: Path) -> None:
-    runs = _study(tmp_path, _power_law(0.05), "loss", 0.001)
+    runs = _study(tmp_path, _power_law(0.05, 2), "loss", 0.001)
     (gain,) = gains(runs, endpoints(runs)[0], "unit")
     assert gain.first.value == pytest.approx(0.05) and gain.second.value == pytest.approx(0.05)
     assert gain.contrast.value == pytest.approx(0, abs=1e-9) and gain.contrast.sign == 0
     assert gain.first.sign == gain.second.sign == 1
 
 
-def test_without_errors_and_with_one_seed_there_is_no_interval(tmp_path: Path) -> None:
-    runs = _study(tmp_path, _power_law(0.05), "loss", None)
+@pytest.mark.parametrize("stderr", [None, 0.0001])
+def test_with_one_seed_there_is_no_interval_and_no_test(tmp_path: Path, stderr: float | None) -> None:
+    runs = _study(tmp_path, _power_law(0.05), "loss", stderr)
     (gain,) = gains(runs, endpoints(runs)[0], "unit")
-    assert gain.first.low is None and gain.contrast.high is None and gain.contrast.sign == 0
+    assert not gain.first.known and not gain.contrast.known and gain.contrast.sign == 0
 
 
 def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_more_seeds_never_hide_the_error_over_items(tmp_path: Path) -> None:
 
 
 def test_a_perfect_score_has_finite_log_odds_and_an_interval(tmp_path: Path) -> None:
-    runs = _study(tmp_path, {"mini": [0.5], "small": [0.9], "medium": [1.0]}, "exact", 0.005)
+    runs = _study(tmp_path, {"mini": [0.5] * 2, "small": [0.9] * 2, "medium": [1.0] * 2}, "exact", 0.005)
     (gain,) = gains(runs, endpoints(runs)[0], "logit")
     assert math.isfinite(gain.second.value) and gain.second.low < gain.second.value < gain.second.high
 
@@ -92,3 +95,39 @@ def test_ceiling_and_bits_follow_from_the_rows(studies: dict[str, Path]) -> None
     assert recall_ceiling(runs) == pytest.approx(0.5 + 0.5 / 256)
     assert corpus_bits(runs) == pytest.approx(48 * 4500)
     assert recall_ceiling(read_study(studies["text"]).runs) is None
+
+
+def test_two_sizes_and_two_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """Seeds that move both alike cancel: the paired interval is narrow where those of the scores are wide."""
+    shared = [-0.2, 0.0, 0.2]
+    values = {"mini": [0.4 + s for s in shared], "small": [0.45 + s for s in shared]}
+    runs = _study(tmp_path, values, "exact", None)
+    endpoint = endpoints(runs)[0]
+    (step,) = between_sizes(runs, endpoint)
+    assert (step.member, step.seeds) == ("small", 3) and step.value.value == pytest.approx(5)
+    assert step.value.low == pytest.approx(5, abs=1e-6) and step.value.sign == 1
+    table = cells(runs, endpoint)
+    assert table["mini", "4M"].high > table["small", "4M"].value  # what unpaired intervals would say
+    one, two = ([r for r in runs if r.member == m] for m in ("mini", "small"))
+    for run in two:
+        run.member = "mini"
+    (arm,) = between_arms(one, two, endpoint)
+    assert arm.value == step.value
+    (alone,) = between_arms(one[:1], two, endpoint)
+    assert alone.seeds == 1 and not alone.value.known and not between_arms(one[:1], two[1:], endpoint)
+
+
+def test_a_fork_is_compared_with_its_trunk_at_equal_tokens(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path / "s", budgets=(2_000_000, 4_000_000))
+    assert "lags" not in " ".join(headlines(read_study(folder)))  # the fake scores know no learning rate
+    for member in MEMBERS:
+        fork, trunk = (folder / f"{member}-clean-pico-s0-{b}M" for b in (2, 4))
+        last = json.loads((fork / "config.json").read_text())["config"]["steps"]
+        rows = [json.loads(line) for line in (fork / "evals.jsonl").read_text().splitlines()]
+        moved = [r | {"value": r["value"] - 0.25} for r in rows if r["step"] == last and r["task"] == "all"]
+        with (trunk / "evals.jsonl").open("a") as file:
+            file.writelines(json.dumps(r) + "\n" for r in moved)
+    equal, lag = lags(read_study(folder).runs)
+    assert (lag.endpoint.column, lag.budget, lag.forks) == ("reasoning/all/nll", "2M", 3)
+    assert lag.value == pytest.approx(0.25) and equal.value == pytest.approx(0)
+    assert "0.250 higher at 2M (mean of 3). At 2M tokens the fork lags" in " ".join(headlines(read_study(folder)))

@@ -10,13 +10,15 @@ import fake_study
 import pytest
 
 from phi3_jax.errors import UserError
-from phi3_jax.reporting.table import COLUMNS, human, read_study, what_was_trained
+from phi3_jax.records import tables
+from phi3_jax.records.table import COLUMNS, keep_finished, read_study, what_was_trained
+from phi3_jax.units import human_count
 
 
 def test_counts_are_rounded_before_the_unit_is_chosen() -> None:
     counts = {999_936: "1M", 998_976: "1M", 4.8e12: "4.8T", 250_000: "250k", 37: "37"}
-    assert {count: human(count, 2) for count in counts} == counts
-    assert human(None) == human(float("nan")) == "–"
+    assert {count: human_count(count, 2) for count in counts} == counts
+    assert human_count(None) == human_count(float("nan")) == "–"
 
 
 def test_every_run_becomes_one_line_of_the_csv_with_its_unrounded_scores(studies: dict[str, Path]) -> None:
@@ -54,6 +56,17 @@ def test_what_is_broken_is_said_and_the_rest_is_read(studies: dict[str, Path]) -
     assert read_study(studies["whole"]).missing == []
 
 
+def test_a_budget_is_named_as_it_was_asked_for_also_where_only_the_study_says_it(tmp_path: Path) -> None:
+    folders = [fake_study.write_run(tmp_path, member, 1_250_000, 0, largest=1_250_000) for member in ("mini", "small")]
+    assert {run.budget_group for run in read_study(tmp_path).runs} == {"1.2M"}
+    record = json.loads((folders[0] / "config.json").read_text())
+    record["config"]["asked"] = 1_250_000
+    (folders[0] / "config.json").write_text(json.dumps(record))
+    runs = [{"name": folder.name, "asked": 1_250_000} for folder in folders]
+    (tmp_path / "study.json").write_text(json.dumps({"runs": runs}))
+    assert {run.budget_group for run in read_study(tmp_path).runs} == {"1.25M"}
+
+
 def test_a_missing_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing-here does not exist"):
         read_study(tmp_path / "nothing-here")
@@ -76,3 +89,17 @@ def test_budgets_that_differ_between_sizes_are_joined_by_rank_and_named_so(tmp_p
     assert {r.budget_group for r in study.runs} == {"2.7M/4M/4M"} and study.unmatched
     matched = fake_study.write_study(tmp_path / "matched", budgets=(1_000_000, 4_000_000))
     assert {r.budget_group for r in read_study(matched).runs} == {"1M", "4M"}
+
+
+def test_finished_runs_are_added_to_a_table_once(tmp_path: Path) -> None:
+    study = fake_study.write_study(tmp_path / "s", seeds=2, budgets=(4_000_000,))
+    names = sorted(path.name for path in study.iterdir() if (path / "config.json").is_file())
+    table = tmp_path / "kept" / "A.csv"
+    keep_finished(study, names[:1], table)
+    first = tables.read(table)
+    assert [row["name"] for row in first] == names[:1] and float(first[0]["knowledge/universe/recall"]) > 0
+    (study / names[1] / "evals.jsonl").unlink()
+    keep_finished(study, names[:3], table)
+    keep_finished(study, names[:3], table)
+    assert [row["name"] for row in tables.read(table)] == [names[0], names[2]]
+    assert {"build", "dirty", "scorer", "git_commit"} <= set(first[0])

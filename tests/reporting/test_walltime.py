@@ -8,10 +8,10 @@ from pathlib import Path
 
 import fake_study
 
+from phi3_jax.records.goodput import PHASES
+from phi3_jax.records.table import read_study
 from phi3_jax.reporting.page import write_report
-from phi3_jax.reporting.table import read_study
 from phi3_jax.reporting.walltime import wall_time_table
-from phi3_jax.training.goodput import PHASES
 
 
 def test_shares_of_a_killed_and_restarted_run_are_on_the_page(tmp_path: Path) -> None:

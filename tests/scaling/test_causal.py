@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import isotonic_regression
 
 from phi3_jax.errors import UserError
 from phi3_jax.scaling import causal
@@ -27,7 +28,7 @@ def experiment() -> Any:
     return module
 
 
-RULE, ARMS = experiment().RULE, experiment().ARMS
+RULE, ARMS = experiment().RULE, {name: arm.given for name, arm in experiment().ARMS.items()}
 FLOORS = {UNIVERSE: 1 / 256, OWN: 1 / 256, EXACT: 0.0}
 # Own-fact recall and exact rows of each size (shares), as a pilot found them: filtered saturates, loose does not.
 PILOT = {
@@ -87,6 +88,108 @@ def test_the_verdict_takes_each_of_its_words() -> None:
     unfit = PILOT | {"loose": {OWN: (0.05, 0.1, 0.76), EXACT: (0.5, 0.52, 0.61)}}
     verdict = decide(rows(unfit))
     assert verdict.word == "no answer" and any("not admitted" in f for f in verdict.findings)
+
+
+DEEP = {
+    "filtered": {OWN: (0.45, 0.80, 0.85), EXACT: (0.49, 0.56, 0.60)},
+    "loose": {OWN: (0.15, 0.44, 0.90), EXACT: (0.45, 0.52, 0.61)},
+}
+
+
+def with_exact(arm: str, *exact: float) -> dict[str, dict[str, tuple[float, ...]]]:
+    return DEEP | {arm: DEEP[arm] | {EXACT: exact}}
+
+
+@pytest.mark.parametrize(
+    ("truth", "word"),
+    [
+        (DEEP, "supported"),
+        (with_exact("loose", 0.45, 0.90, 0.61), "supported in part"),  # reasoning above what admits it, in one arm
+        (with_exact("filtered", 0.49, 0.10, 0.60), "supported in part"),  # below, in the other
+        (with_exact("loose", 0.2, 0.52, 0.05), "supported in part"),  # the best share stays that of the filter
+        (with_exact("loose", 0.85, 0.52, 0.85), "supported in part"),  # it is the loose corpus's at both ends
+    ],
+)
+def test_support_is_whole_only_with_admitted_reasoning_and_a_rising_share(truth: Any, word: str) -> None:
+    verdict = decide(rows(truth))
+    assert verdict.word == word
+    admitted = {a.endpoint: a.admitted for a in verdict.admissions}
+    assert admitted[UNIVERSE] and admitted[EXACT] == (
+        0.2 <= truth["loose"][EXACT][1] <= 0.8 >= 0.2 <= truth["filtered"][EXACT][1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (-4.9, 4.9, "absent within the margin of 5"),
+        (1.0, 4.9, "absent within the margin of 5"),  # it excludes 0 and is still too small to matter
+        (-4.9, 5.1, "neither shown nor excluded"),
+        (-5.1, 4.9, "neither shown nor excluded"),
+        (-5.1, 5.1, "neither shown nor excluded"),
+        (1.0, 5.1, "the interval excludes 0"),
+        (-5.1, -1.0, "the interval excludes 0"),
+        (-9.0, -6.0, "the interval excludes 0"),
+        (math.nan, math.nan, "neither shown nor excluded"),
+    ],
+)
+def test_reasoning_is_absent_only_where_the_whole_interval_lies_in_the_margin(
+    low: float, high: float, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = causal.Estimate((low + high) / 2, 1.0, low, high, 4)
+    real = causal.interaction
+    monkeypatch.setattr(causal, "interaction", lambda t, a, end, s: found if end == EXACT else real(t, a, end, s))
+    (line,) = (f for f in decide(rows(PILOT)).findings if f.startswith("Reasoning"))
+    assert RULE["equivalence"] == 5.0 and says in line
+
+
+@pytest.mark.parametrize(("low", "high", "word"), [(0.1, 3.0, "supported"), (0.0, 3.0, "no"), (-3.0, -0.1, "no")])
+def test_a_condition_holds_where_its_interval_lies_above_0(
+    low: float, high: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of either condition alone, the other being as it was put in."""
+    real = causal.interaction
+    for scale, otherwise in (("points", "not supported"), ("logit", "supported through the ceiling only")):
+        end = UNIVERSE if scale == "points" else OWN
+        value = causal.Estimate((low + high) / 2, 1.0, low, high, 4)
+        monkeypatch.setattr(
+            causal, "interaction", lambda t, a, e, s, m=(end, scale), v=value: v if (e, s) == m else real(t, a, e, s)
+        )
+        assert decide(rows(DEEP)).word == (word if word == "supported" else otherwise)
+
+
+def test_an_endpoint_is_admitted_from_one_fifth_to_four_fifths_of_its_range() -> None:
+    for exact, admitted in ((0.21, True), (0.79, True), (0.19, False), (0.81, False)):
+        table = rows(with_exact("loose", 0.4, exact, 0.6), noise=0.0)
+        assert causal.admit(table, RULE, EXACT, 0.0).admitted == admitted
+    half = causal.admit(
+        rows(with_exact("loose", 0.4, 0.6, 0.6), noise=0.0), RULE, EXACT, 0.2
+    )  # (0.6 - 0.2) / (1 - 0.2)
+    assert half.positions == pytest.approx({"filtered": 0.45, "loose": 0.5})
+
+
+def test_rare_groups_are_smoothed_as_isotonic_regression_does() -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.random(40), np.linspace(0.9, 0.1, 9) + 0.2 * rng.normal(size=9), np.array([0.1, 0.1, 0.9])):
+        np.testing.assert_allclose(causal._falling(values), isotonic_regression(values, increasing=False).x, atol=1e-12)
+
+
+def test_findings_say_the_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    for low, high, says in ((1, 3, "the filter weakens"), (-3, -1, "the filter strengthens"), (-1, 1, "includes 0")):
+        found = causal.Estimate((low + high) / 2, 1.0, low, high, 4)
+        monkeypatch.setattr(causal, "interaction", lambda *_, found=found: found)
+        assert says in decide(rows(PILOT)).findings[0]
+    assert causal.interval(causal.Estimate(-1.26, 1.0, -3.0, 0.5, 3)) == "−1.3 [−3.0, +0.5] (3 seeds)"
+    assert causal.interval(causal.Estimate(1.26, math.nan, math.nan, math.nan, 1), 2) == "+1.26 (1 seed)"
+
+
+def test_log_odds_are_clipped_where_half_an_item_is_right_or_wrong() -> None:
+    table = [
+        causal.Row("a", m, n, 0, {OWN: p, f"{OWN}/n": 99}, {}) for (m, n), p in zip(SIZES.items(), (0.0, 0.5, 1.0))
+    ]
+    found = causal.scores(table, "a", OWN, "logit")
+    assert [found[m][0] for m in SIZES] == pytest.approx([-math.log(199), 0.0, math.log(199)])
+    assert causal.scores(table, "a", OWN)["small"][0] == 50.0
 
 
 def test_coverage_and_competition_sum_to_the_difference() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 
 from phi3_jax.errors import UserError
 from phi3_jax.scaling import forms, laws
@@ -34,7 +36,7 @@ def test_units_of_size_and_data_change_the_constants_alone() -> None:
 
 def test_gradients_are_those_of_finite_differences() -> None:
     n, d, loss = runs(0.02)
-    problem = laws._Problem(n, d, loss, 1e-3)
+    problem = laws.Problem(n, d, loss, 1e-3)
     theta = problem.start(3) + 0.03 * np.random.default_rng(1).normal(size=(3, 5))
     weights = np.random.default_rng(2).integers(0, 3, (3, len(n))).astype(float)
     _, grad = problem.value_and_grad(theta, weights)
@@ -49,7 +51,7 @@ def test_the_batched_search_ends_where_scipy_does_or_lower() -> None:
     n, d, loss = runs(0.02)
     fitted = laws.fit(n, d, loss)
     counts = np.random.default_rng(0).multinomial(len(n), np.full(len(n), 1 / len(n)), size=20).astype(float)
-    problem = laws._Problem(n, d, loss, laws.DELTA)
+    problem = laws.Problem(n, d, loss, laws.DELTA)
     start = np.repeat(problem.theta(fitted.law)[None], 20, axis=0)
     _, ours = problem.search(start, counts)
     for k in range(20):
@@ -94,6 +96,78 @@ def test_a_new_run_lands_in_its_prediction_interval_and_not_in_the_law_s() -> No
     assert 0.9 <= np.mean(wide) <= 1.0 and np.mean(narrow) < 0.87
 
 
+def test_a_prediction_interval_is_the_residuals_widened_for_five_parameters() -> None:
+    """Where every draw is the same law only the noise of a run is left: 8 runs, so sqrt(8 / 3) times their residuals."""
+    n, d = np.array([1e7] * 3 + [1e8] * 3 + [1e9] * 2), np.array([1e9, 1e10, 1e11] * 2 + [1e9, 1e11])
+    fitted = laws.fit(n, d, TRUE(n, d) * np.exp(0.02 * np.random.default_rng(3).normal(size=8)))
+    draws = np.repeat([[fitted.law.E, fitted.law.A, fitted.law.B, fitted.law.alpha, fitted.law.beta]], 2000, axis=0)
+    found = laws.predict(fitted, draws, 3e9, 3e11)
+    value = fitted.law(3e9, 3e11)
+    left = np.log(fitted.loss) - np.log(fitted.law(n, d))
+    assert found["value"] == found["confidence_low"] == found["confidence_high"] == pytest.approx(value)
+    # An eighth of the draws has the smallest residual, an eighth the largest: they are the 2.5 and 97.5 % points.
+    assert found["low"][0] == pytest.approx(value * np.exp(left.min() * np.sqrt(8 / 3)), rel=1e-9)
+    assert found["high"][0] == pytest.approx(value * np.exp(left.max() * np.sqrt(8 / 3)), rel=1e-9)
+    noise = laws.predict(fitted, draws, 3e9, 3e11, level=0.5, seed=0)
+    other = laws.predict(fitted, draws, 3e9, 3e11, level=0.5, seed=0)
+    assert noise["low"] == other["low"] > found["low"] and noise["high"] < found["high"]
+
+
+def test_percentiles_and_the_huber_loss_are_scipys() -> None:
+    low, high = laws.interval(np.arange(1001.0)[:, None])
+    assert (low, high) == (pytest.approx(25), pytest.approx(975))
+    assert laws.DELTA == 1e-3
+    fitted = laws.fit(*runs(0.02))
+    left = np.log(fitted.law(fitted.n, fitted.d)) - np.log(fitted.loss)
+    assert fitted.objective == pytest.approx(special.huber(1e-3, left).sum(), rel=1e-6)
+    assert np.abs(left).min() < 1e-3 < np.abs(left).max(), "control: both branches"
+
+
+def test_draws_follow_their_seed_and_the_optimum_of_compute_is_one() -> None:
+    fitted = laws.fit(*runs(0.02))
+    one, again, other = (laws.bootstrap(fitted, 20, seed) for seed in (0, 0, 1))
+    assert (one == again).all() and not np.allclose(one, other)
+    n, d = TRUE.optimum(1e21)
+    assert 6 * n * d == pytest.approx(1e21)
+    assert TRUE(n, d) < min(TRUE(n * f, d / f) for f in (0.98, 1.02))
+    assert TRUE.optimum(4e21)[0] / n == pytest.approx(4**TRUE.a)
+
+
+def test_parabolas_trends_and_power_laws_of_known_points() -> None:
+    n = np.exp(np.array([-1.0, 0.0, 2.0, 4.0]))  # L = 3 + (ln N - 0.5)^2 / 4: the vertex is off the middle
+    flops, loss = np.repeat([1e18, 1e19], 4), np.tile(3 + (np.log(n) - 0.5) ** 2 / 4, 2)
+    for budget, found in zip((1e18, 1e19), laws.parabolas(flops, np.tile(n, 2), loss), strict=True):
+        assert (found.flops, found.inside) == (budget, True)
+        assert found.coefficients == pytest.approx((3 + 1 / 16, -0.25, 0.25))
+        assert (np.log(found.n), found.loss) == (pytest.approx(0.5), pytest.approx(3.0))
+    beyond = laws.parabolas(flops[:4], n, 3 + (np.log(n) - 4.5) ** 2)[0]
+    assert not beyond.inside and np.log(beyond.n) == pytest.approx(4.5)
+    assert laws.parabolas(flops[:4], n, -loss[:4]) == [] == laws.parabolas(flops[:2], n[:2], loss[:2])
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    assert laws.power_law(x, 3 * x**0.5) == pytest.approx((0.5, 3.0))
+    y, weights = 3 * x**0.5 * np.array([1, 1.1, 0.8, 1.3]), np.array([1.0, 9.0, 4.0, 0.25])
+    design = np.stack([np.log(x), np.ones(4)], axis=1)
+    slope, intercept = np.linalg.solve(design.T @ (weights[:, None] * design), design.T @ (weights * np.log(y)))
+    assert laws.power_law(x, y, weights) == pytest.approx((slope, np.exp(intercept)))
+    fitted = laws.fit(*runs(0.02))
+    tilted = dataclasses.replace(fitted, loss=fitted.law(fitted.n, fitted.d) * fitted.n**0.01)
+    assert laws.trends(tilted)["ln N"] == pytest.approx(1.0) and laws.trends(tilted)["ln D/N"] < -0.5
+
+
+def test_sizes_within_two_percent_are_one() -> None:
+    assert laws.sizes(np.array([100.0, 1000.0, 101.9, 103.8, 107.0])).tolist() == [0, 2, 0, 0, 1]
+    labels = [f"{n} runs of {s} sizes and {t} token" for n, s, t in ((5, 3, 3), (8, 2, 4), (8, 4, 2))]
+    grids = [
+        ([1, 2, 3, 1, 2], [1, 2, 3, 2, 3]),
+        ([1, 2] * 4, [1, 1, 2, 2, 3, 3, 4, 4]),
+        ([1, 1, 2, 2, 3, 3, 4, 4], [1, 2] * 4),
+    ]
+    for (n, d), words in zip(grids, labels, strict=True):
+        with pytest.raises(UserError, match=words):
+            laws.check(n, d, np.ones(len(n)))
+    laws.check([1, 2, 3] * 2, [1, 2, 3, 2, 3, 1], np.ones(6))
+
+
 def test_clusters_that_repeat_every_run_leave_the_intervals_as_wide_as_without_copies() -> None:
     n, d, loss = runs(0.02)
     one = laws.fit(n, d, loss)
@@ -111,17 +185,6 @@ def test_a_draw_keeps_what_the_law_needs_and_too_few_clusters_are_refused() -> N
     assert draws.shape == (100, 5) and np.isfinite(draws).all()
     with pytest.raises(UserError, match="3 clusters are too few to resample"):
         laws.bootstrap(fitted, 100, clusters=n)  # every draw that keeps the three sizes would be the data themselves
-
-
-def test_profiles_hold_the_optimum_and_widen_with_noise() -> None:
-    widths = []
-    for noise in (0.005, 0.02):
-        fitted = laws.fit(*runs(noise))
-        low, high = laws.profile_interval(fitted, "alpha")
-        assert low <= fitted.law.alpha <= high
-        assert laws.profile(fitted, "alpha", [fitted.law.alpha])[0] == pytest.approx(fitted.objective, rel=1e-4)
-        widths.append(high - low)
-    assert widths[1] > 2 * widths[0]
 
 
 def test_leaving_out_a_size_that_breaks_the_law_shows_it() -> None:

@@ -17,7 +17,7 @@ from scipy import stats
 from phi3_jax.scaling import forms, laws
 
 DATA = Path(__file__).parents[3] / "shared" / "scaling_data"
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA.parent.name}/{DATA.name} beside the repository")
+pytestmark = pytest.mark.shared("scaling_data")
 Rows = list[dict[str, str]]
 
 
@@ -49,7 +49,7 @@ def test_o1_chinchilla_s_points_give_the_true_minimum() -> None:
 
 
 def test_o1b_and_o1e_objectives_of_published_constants() -> None:
-    problem = laws._Problem(*chinchilla(), laws.DELTA)
+    problem = laws.Problem(*chinchilla(), laws.DELTA)
 
     def objective(*constants: float) -> float:
         return float(problem.value_and_grad(problem.theta(laws.Law(*constants))[None], None)[0][0])

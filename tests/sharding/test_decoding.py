@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import WAYS, make_run
 
+from phi3_jax.configs import LongRope
 from phi3_jax.family import MEMBERS
 from phi3_jax.inference import decode
 from phi3_jax.models.spec import init_params, param_specs
@@ -26,9 +28,13 @@ def tokens() -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 320, (ROWS, PROMPT + MORE)).astype(np.int32), rng.integers(1, PROMPT, ROWS).astype(np.int32)
 
 
-def logits(member: str, strategy: str, devices: int) -> np.ndarray:
-    """(steps, rows, vocab) of a prompt's last token and of four more."""
+def logits(member: str, strategy: str, devices: int, border: int = 0) -> np.ndarray:
+    """(steps, rows, vocab) of a prompt's last token and of four more; `border` is LongRoPE's, if any."""
     run = make_run(member, strategy, **(WAYS[strategy] if devices > 1 else {}))
+    if border:
+        half = run.model.head_dim // 2
+        rope = LongRope(border, (1.0,) * half, tuple(np.linspace(2, 9, half)))
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, longrope=rope))
     mesh, layout = mesh_of(run, jax.devices()[:devices]), rules.layout_of(strategy).decoding()
     ids, lengths = tokens()
     with jax.set_mesh(mesh):
@@ -51,14 +57,14 @@ def logits(member: str, strategy: str, devices: int) -> np.ndarray:
 
 
 @functools.cache
-def alone(member: str) -> np.ndarray:
-    return logits(member, "dp", 1)
+def alone(member: str, border: int) -> np.ndarray:
+    return logits(member, "dp", 1, border)
 
 
 @pytest.mark.parametrize("strategy", WAYS)
-@pytest.mark.parametrize("member", MEMBERS)
-def test_logits_are_those_of_one_device(member: str, strategy: str) -> None:
-    exact, found = alone(member), logits(member, strategy, 8)
+@pytest.mark.parametrize(("member", "border"), [*((member, 0) for member in MEMBERS), ("medium", 8)])
+def test_logits_are_those_of_one_device(member: str, border: int, strategy: str) -> None:
+    exact, found = alone(member, border), logits(member, strategy, 8, border)
     kept = exact > np.finfo(np.float32).min / 2
     assert kept.any() and np.ptp(exact[kept]) > 0.1
     np.testing.assert_allclose(found[kept], exact[kept], atol=1e-4 * np.abs(exact[kept]).max(), rtol=0)

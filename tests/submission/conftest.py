@@ -55,12 +55,13 @@ def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
 @pytest.fixture
 def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
     """Runs launch/submit.py's main in the repository's root: (words, *arguments) -> (status, output, errors)."""
-    from phi3_jax.submission.command import main
+    from phi3_jax.__main__ import main
 
     monkeypatch.chdir(ROOT)
 
     def run(words: str, *arguments: str, workdir: Path | str = tmp_path / "study") -> tuple[int, str, str]:
-        status = main([f"--config=experiments/scaling.py:{words}", f"--workdir={workdir}", *arguments])
+        words = [f"--config=experiments/scaling.py:{words}", f"--workdir={workdir}", *arguments]
+        status = main(["submit", *words])
         return status, *capsys.readouterr()
 
     return run

@@ -20,8 +20,8 @@ FORKS = "mini,scale=pico,budgets=40k,80k"
 
 def test_listing_jobs_starts_no_backend_and_writes_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from phi3_jax.submission.command import main;"
-        "status = main(sys.argv[1:]); import jax; from jax._src import xla_bridge;"
+        "import sys; from phi3_jax.__main__ import main;"
+        "status = main(['submit', *sys.argv[1:]]); import jax; from jax._src import xla_bridge;"
         "before = xla_bridge.backends_are_initialized(); jax.devices();"
         "print(status, before, xla_bridge.backends_are_initialized())"
     )
@@ -51,7 +51,7 @@ def test_listing_jobs_starts_no_backend_and_writes_nothing(tmp_path: Path) -> No
         (FORKS, [], "--backend is missing; valid: gke, tpu-vm, slurm, local"),
         (FORKS, ["--backend=slrum"], "did you mean 'slurm'"),
         (FORKS, ["--backend=slurm", "--run=x"], "--run is an option of launch/run.py"),
-        (FORKS, ["--backend=slurm", "--dry-run"], "unknown option '--dry-run'"),
+        (FORKS, ["--backend=slurm", "--dryrun"], "unknown argument '--dryrun'; did you mean '--dry_run'"),
         (FORKS, ["--backend=gke"], "add the word topology="),
         (f"{FORKS},topology=v5q:4x4x4", ["--backend=gke"], "unknown chip 'v5q' in topology 'v5q:4x4x4'; did you mean"),
         (f"{FORKS},topology=cpu:2x1", ["--backend=gke"], "TPUs or GPUs"),

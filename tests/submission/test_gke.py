@@ -47,7 +47,9 @@ def manifests(submit: Callable) -> Callable[..., list[dict]]:
     """The JobSets of a dry run."""
 
     def make(words: str, *more: str) -> list[dict]:
-        status, out, err = submit(words, "--backend=gke", "--dry_run", *CLUSTER, *more)
+        given = [option.partition("=")[0] for option in more]
+        rest = [option for option in CLUSTER if option.partition("=")[0] not in given]
+        status, out, err = submit(words, "--backend=gke", "--dry_run", *rest, *more)
         assert status == 0, err
         texts = out.split("# writes ")[1:]
         return [yaml.safe_load(text.partition("\n")[2].rpartition("(cd --")[0]) for text in texts]
@@ -114,7 +116,7 @@ def test_multislice_repeats_the_slice(manifests: Callable) -> None:
 
 
 def test_a_saved_stop_or_a_preemption_restarts_without_being_counted(manifests: Callable) -> None:
-    from phi3_jax.launcher import STOPPED
+    from phi3_jax.study.launch import STOPPED
 
     spec = manifests(SLICE)[0]["spec"]
     (rule,) = spec["failurePolicy"]["rules"]

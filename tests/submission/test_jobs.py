@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax import UserError, study
-from phi3_jax.launcher import Command, load_config
+from phi3_jax import UserError
+from phi3_jax.experiment import Command, load_config
+from phi3_jax.study.asked import resolve_runs, select_runs
+from phi3_jax.study.runs import plan_runs
 from phi3_jax.submission import hardware
 from phi3_jax.submission.jobs import job_name, make_jobs, make_study, run_command
 
@@ -55,8 +57,8 @@ def test_names_are_safe_for_every_scheduler_and_tell_studies_apart() -> None:
 
 def test_asked_runs_are_the_planned_runs() -> None:
     made = study_of("sweep,scale=pico,seeds=2,budgets=1M,2M,4M")
-    runs = study.plan_runs(made.config, "pico", MANIFEST, Path("data"), 1)
-    found = study.resolve_runs(made.asked, runs)
+    runs = plan_runs(made.config, "pico", MANIFEST, Path("data"), 1)
+    found = resolve_runs(made.asked, runs)
     assert [found[ask.name] for ask in made.asked] == runs
     for ask in made.asked:
         run = found[ask.name]
@@ -67,9 +69,9 @@ def test_asked_runs_are_the_planned_runs() -> None:
 
 def test_budgets_of_one_batch_are_one_run_that_one_name_trains() -> None:
     made = study_of("mini,scale=pico,budgets=1M,2M,2000001")
-    runs = study.plan_runs(made.config, "pico", MANIFEST, Path("data"), 1)
+    runs = plan_runs(made.config, "pico", MANIFEST, Path("data"), 1)
     assert len(runs) == 2 and [ask.name for ask in made.asked] == ["mini-s0-2000001", "mini-s0-2M", "mini-s0-1M"]
-    select = lambda name: study.select_runs([name], made.asked, runs)  # noqa: E731
+    select = lambda name: select_runs([name], made.asked, runs)  # noqa: E731
     assert select("mini-s0-2000001") == [runs[0]] and select("mini-s0-2M") == [] and select("mini-s0-1M") == [runs[1]]
     assert select(runs[1].name) == [runs[1]]
     with pytest.raises(UserError, match="'mini-s0-3M' is no run of this study; did you mean .*mini-s0-1M"):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax.launcher import STOPPED
+from phi3_jax.__main__ import main
+from phi3_jax.errors import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "mini,scale=pico,budgets=20k,40k"
@@ -73,7 +74,7 @@ def test_a_failed_run_says_why_until_it_is_started_again(
     assert "mini-s0-20k: done" in out and (study / "report.html").exists()
     out = submit(WORDS, "--status", *SMALL, workdir=study)[1]
     assert states(out) == [["mini-s0-40k", "done"], ["mini-s0-20k", "done"]]
-    last = json.loads(next(study.glob("*-s0-39*/metrics.jsonl")).read_text().splitlines()[-1])
+    last = json.loads(next(study.glob("*-s0-40k/metrics.jsonl")).read_text().splitlines()[-1])
     assert f"{last['step']} / {last['step']}" in out and f"{last['loss']:.4f}" in out
     assert submit(WORDS, "--backend=local", *SMALL, workdir=study)[1].rstrip().endswith("finished")
 
@@ -98,3 +99,28 @@ def test_a_saved_stop_has_a_status_of_its_own(submit: Callable, tmp_path: Path) 
     assert states(out) == [["mini-s0-2M", "stopped"]]
     step, checkpoint = re.match(r"\S+ +stopped +([\d,]+) / [\d,]+ +\S+ +([\d,]+)", out.splitlines()[1]).groups()
     assert step == checkpoint and "--run=mini-s0-2M" in submit(words, "--backend=local", "--dry_run", *options)[1]
+
+
+def test_status_of_a_folder_needs_no_command_and_names_runs_as_their_folders(
+    study: Path, submit: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def status(*words: str) -> tuple[int, str, str]:
+        code = main(["submit", "--status", *words])
+        return code, *capsys.readouterr()
+
+    code, out, _ = status(str(study))
+    done = {path.parent.name for path in study.glob("*/done.json")}
+    assert (
+        code == 0 and done and done == {run for run, state in states(out) if state == "done"} and len(states(out)) == 2
+    )
+    (tmp_path / "study.json").write_text("{}")
+    for where, said in (
+        (tmp_path / "no", "holds no study"),
+        (tmp_path, "lists no runs"),
+        ("gs://b/x", "gs:// is no place"),
+    ):
+        code, out, err = status(str(where))
+        assert code == 2 and said in err and not out and err.count("\n") == 1
+    assert status(str(study), "--backend=local")[0] == 2
+    code, out, err = submit("mini,scale=pico,budgets=60k", "--status", *SMALL, workdir=study)
+    assert code == 2 and "holds another study" in err and not out

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 import test_loop
 
-from phi3_jax.training import goodput
-from phi3_jax.training.goodput import ACCOUNT, PHASES, Clock, account, read
+from phi3_jax.records import goodput
+from phi3_jax.records.goodput import ACCOUNT, PHASES, Clock, account, read
 
 
 def write(folder: Path, *rows: tuple) -> None:
@@ -103,7 +103,7 @@ def test_a_wall_clock_that_jumps_while_something_is_compiled_moves_no_more_than_
 
 def test_the_account_of_a_killed_process_is_there_and_a_torn_row_is_left_out(tmp_path):
     code = (
-        "import os, sys, time; from phi3_jax.training.goodput import Clock\n"
+        "import os, sys, time; from phi3_jax.records.goodput import Clock\n"
         "with Clock(sys.argv[1], time.monotonic() - 50) as clock:\n"
         "    clock.begins(0), clock.enter('step'), time.sleep(1.2), os.kill(os.getpid(), 9)"
     )

@@ -12,18 +12,21 @@ import textwrap
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from phi3_jax.configs import config_diff
 from phi3_jax.errors import UserError
-from phi3_jax.training import checkpoint
+from phi3_jax.records import checkpoint
+from phi3_jax.records.checkpoint import CheckpointWarning, list_steps, restore
+from phi3_jax.records.rows import read_rows
 from phi3_jax.training import loop as loop_module
-from phi3_jax.training.checkpoint import CheckpointWarning, list_steps, restore
-from phi3_jax.training.loop import LoopConfig, config_diff, fit
-from phi3_jax.training.metrics import TIMING_FIELDS, read_rows
+from phi3_jax.training.loop import LoopConfig, fit
+from phi3_jax.training.metrics import TIMING_FIELDS
 
 REPO = Path(__file__).resolve().parents[2]
 LOOP = LoopConfig(
@@ -148,7 +151,7 @@ CHILD = """
     import os, signal, sys, threading, time
     sys.path[:0] = [{repo!r}, {tests!r}]
     import test_loop as t
-    from phi3_jax.training import checkpoint
+    from phi3_jax.records import checkpoint
     mode, at = sys.argv[2], int(sys.argv[3])
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)
     batch_fn, real, eval_fn, seen = t.batch_fn, getattr(checkpoint, mode, None), t.eval_fn, []
@@ -252,6 +255,9 @@ def test_another_config_is_refused_with_what_changed(tmp_path, unbroken):
         run(unbroken, identity=other, state=init() | {"mu": jnp.zeros(3)})
     elsewhere = IDENTITY | {"device": "TPU v5p"}  # where it ran is no part of the science
     assert run(unbroken, identity=elsewhere).status == "done"
+    assert run(unbroken, identity=IDENTITY | {"order": 1}).status == "done"  # what runs before the field had
+    with pytest.raises(UserError, match=r"another config \(order: \(absent\) -> 2\)"):
+        run(unbroken, identity=IDENTITY | {"order": 2})
 
 
 def test_config_diff_names_each_leaf():
@@ -332,6 +338,67 @@ def test_progress_is_rare_ends_at_the_end_and_knows_its_numbers(tmp_path, monkey
     assert set(seen[-1]) == {"step", "steps", "loss", "tokens_per_s", "eta_s"} and seen[-1]["eta_s"] == 0
 
 
+def test_rates_count_training_alone(tmp_path, monkeypatch):
+    """On a clock of its own: a step takes a second, an evaluation 100, a save 1,000."""
+    now, seen = [0.0], []
+
+    def passes(seconds):
+        now[0] += seconds
+
+    class Metric:  # reading it is what waits for the step
+        def __array__(self, dtype=None, copy=None):
+            passes(1.0)
+            return np.float32(0)
+
+    fake = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr(loop_module, "time", fake)
+    monkeypatch.setattr(loop_module, "PROGRESS_SECONDS", 0.0)
+    save = loop_module.Checkpointer.save
+    monkeypatch.setattr(loop_module.Checkpointer, "save", lambda *args: passes(1000.0) or save(*args))
+    run(
+        tmp_path, LOOP, step_fn=lambda state, batch, lr: (state, {"loss": Metric(), "streak": 0}),
+        eval_fn=lambda state, step: passes(100.0) or eval_fn(state, step), progress=seen.append,
+    )  # fmt: skip
+    assert now[0] == 24 + 4 * 100 + 6 * 1000, "control: all of it passed"
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["tokens_per_s"] for row in rows] == [None] + [64.0] * 23
+    assert [row["mfu"] for row in rows[1:]] == pytest.approx([1e6 / 1e12] * 23)
+    assert [row["tokens_per_s"] for row in seen[1:]] == [64.0] * 23
+    assert [row["eta_s"] for row in seen[1:]] == [24.0 - step for step in range(2, 25)]
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_of_their_step_begins(tmp_path, monkeypatch):
+    events, sync, save = [], loop_module.RunLog.sync, loop_module.Checkpointer.save
+
+    def syncing(log):
+        sync(log)
+        events.append(("rows", read_rows(tmp_path / "metrics.jsonl")[-1]["step"]))
+
+    def saving(saver, step, *args):
+        events.append(("state", step))
+        return save(saver, step, *args)
+
+    monkeypatch.setattr(loop_module.RunLog, "sync", syncing)
+    monkeypatch.setattr(loop_module.Checkpointer, "save", saving)
+    run(tmp_path)
+    assert events == [event for step in range(4, 25, 4) for event in (("rows", step), ("state", step))]
+    assert restore(tmp_path / "checkpoints", init()).extra["last"]["step"] == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (dict(), [20, 24]),
+        (dict(keep_latest=3), [16, 20, 24]),
+        (dict(keep_latest=1, keep_steps=(4, 9)), [4, 9, 24]),
+        (dict(checkpoint_every=None), [24]),
+    ],
+)
+def test_the_checkpoints_that_stay(tmp_path, change, kept):
+    run(tmp_path, replace(LOOP, **change))
+    assert list_steps(tmp_path / "checkpoints") == kept
+
+
 def test_the_profiler_window_is_traced(tmp_path):
     run(tmp_path, replace(LOOP, steps=6, profile=(2, 4)), eval_fn=None)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
@@ -371,3 +438,45 @@ def test_runs_in_a_thread_without_touching_signals(tmp_path):
 def test_done_marker_names_the_last_row(unbroken):
     done = json.loads((unbroken / "done.json").read_text())
     assert done["step"] == 24 and done["last"] == read_rows(unbroken / "metrics.jsonl")[-1]
+
+
+# ------------------------------------------------------------------------------------------------ runs that are no result
+
+
+def spoiled(change):
+    """`step_fn`, but for what `change(step, state, metrics)` puts into its results; steps are counted from 1."""
+    count = iter(range(1, 1000))
+
+    def step(state, batch, lr):
+        return change(next(count), *step_fn(state, batch, lr))
+
+    return step
+
+
+def with_params(state: dict, value: float) -> dict:
+    return state | {"params": state["params"] | {"v": state["params"]["v"].at[3].set(value)}}
+
+
+NO_RESULTS = {
+    "NaN in a parameter": (lambda i, s, m: (with_params(s, np.nan) if i == 24 else s, m), "NaN or infinity"),
+    "an infinite parameter": (lambda i, s, m: (with_params(s, -np.inf) if i == 24 else s, m), "params.v first"),
+    "a last loss of NaN": (lambda i, s, m: (s, m | ({"loss": jnp.float32(np.nan)} if i == 24 else {})), "last loss"),
+    "every step skipped": (lambda i, s, m: (s, m | {"streak": jnp.int32(i)}), "all 24 steps were skipped"),
+}
+
+
+@pytest.mark.parametrize("how", NO_RESULTS)
+def test_a_run_that_ends_without_a_result_is_not_done(how: str, tmp_path: Path) -> None:
+    change, word = NO_RESULTS[how]
+    loop = replace(LOOP, eval_steps=())
+    with pytest.raises(UserError, match=word) as caught:
+        run(tmp_path, loop, step_fn=spoiled(change))
+    assert "optim.peak_lr" in str(caught.value) and not (tmp_path / "done.json").exists()
+    with pytest.raises(UserError, match=word):  # nor when it is started again
+        run(tmp_path, loop)
+
+
+def test_a_last_streak_that_ended_is_a_result(tmp_path: Path) -> None:
+    """Positive control: all but the first step skipped, and a loss that was NaN on the way."""
+    change = lambda i, s, m: (s, m | {"streak": jnp.int32(i - 1), "loss": m["loss"] * (np.nan if i == 5 else 1)})  # noqa: E731
+    assert run(tmp_path, step_fn=spoiled(change)).status == "done"

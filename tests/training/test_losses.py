@@ -57,5 +57,8 @@ def test_domains_weigh_the_same_whatever_their_sizes() -> None:
     weights = losses.target_weights(domains, 2, True)
     np.testing.assert_allclose(weights, [[0.125] * 4 + [0], [0.5, 0, 0, 0, 0]])
     np.testing.assert_allclose(losses.target_weights(domains, 2, False).sum(), 1)
+    fewer = jnp.asarray([[1, 1, 0, 0, 0], [2, 0, 0, 0, 0]])
+    per_token = [losses.target_weights(x, 2, False, per_token=True) for x in (domains, fewer)]
+    assert {float(x) for x in np.unique(per_token)} == {0.0, np.float32(0.1)}  # whatever else is in the batch
     alone = losses.target_weights(domains[:1], 2, True)  # an absent domain takes nothing
     np.testing.assert_allclose(alone.sum(), 1)

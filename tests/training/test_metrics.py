@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from phi3_jax.errors import UserError
+from phi3_jax.records.rows import JsonLines, read_rows
 from phi3_jax.training import metrics
-from phi3_jax.training.metrics import JsonLines, OneStepLate, ProgressBars, RunLog, progress_line, read_rows
+from phi3_jax.training.metrics import OneStepLate, RunLog
+from phi3_jax.training.progress import Bars, of_run
 
 
 def rows(path) -> list[dict]:
@@ -108,31 +110,34 @@ def test_both_files_and_tensorboard_get_the_rows(tmp_path):
 PROGRESS = {"step": 50, "steps": 200, "loss": 2.3456, "tokens_per_s": 12_345.0, "eta_s": 3_725.0}
 
 
-def test_a_progress_line_says_it_all_within_the_width():
-    for width in (80, 100, 140):
-        line = progress_line("medium-s0", PROGRESS, width)
-        assert len(line) <= width
-        for word in ("medium-s0", "25%", "2.3456", "12.3k tokens/s", "1:02:05 left"):
-            assert word in line
-    starting = {"step": 0, "steps": 200, "loss": None, "tokens_per_s": None, "eta_s": None}
-    assert "0%" in progress_line("a", starting) and "None" not in progress_line("a", starting)
+def test_a_bar_says_it_all():
+    bar = of_run(PROGRESS)
+    assert (bar.done, bar.total) == (50, 200)
+    for word in ("25%", "2.3456", "12.3k tokens/s", "1:02:05 left"):
+        assert word in bar.text
+    starting = of_run({"step": 0, "steps": 200, "loss": None, "tokens_per_s": None, "eta_s": None})
+    assert "0%" in starting.text and "None" not in starting.text
 
 
-def test_bars_redraw_in_place_on_a_terminal_and_are_rare_plain_lines_elsewhere():
+def test_bars_redraw_in_place_on_a_terminal_and_are_rare_plain_lines_elsewhere(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    both = {"a": PROGRESS, "bb": PROGRESS}
+    monkeypatch.setenv("COLUMNS", "140")
     terminal, plain = Terminal(), io.StringIO()
     for stream in (terminal, plain):
-        bars = ProgressBars(stream)
-        for step in (50, 51, 52, 200, 200):
-            bars.show({name: row | {"step": step} for name, row in both.items()})
-    assert terminal.getvalue().count("\n") == 10 and terminal.getvalue().count("\x1b[2A") == 4
+        with pytest.raises(KeyboardInterrupt), Bars(stream) as bars:
+            for step in (50, 51, 52, 200, 200):
+                bars.show({name: of_run(PROGRESS | {"step": step}) for name in ("a [red]", "bb")})
+            raise KeyboardInterrupt
+    drawn = terminal.getvalue()
+    assert drawn.count("\x1b[1A") >= 4, "it goes up to redraw"
+    assert drawn.endswith("\x1b[?25h") and "100%" in drawn.split("\x1b[1A")[-1], "the cursor is there again"
+    assert "a [red]" in drawn, "a name is no markup"
     lines = plain.getvalue().splitlines()
     assert "\x1b" not in plain.getvalue()
-    assert [line.split()[0] for line in lines] == ["a", "bb", "a", "bb"], "the first and the finished"
+    assert [line[0] for line in lines] == ["a", "b", "a", "b"], "the first and the finished"
 
 
 def test_timing_fields_are_the_only_ones_that_may_differ():

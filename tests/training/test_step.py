@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from phi3_jax import UserError, family
-from phi3_jax.configs import DataConfig, OptimConfig, RunConfig
+from phi3_jax.configs import DataConfig, OptimConfig, RunConfig, decay_start
 from phi3_jax.models.spec import param_specs
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import make_mesh
 from phi3_jax.training import step
-from phi3_jax.training.optimizer import decay_start, learning_rate
+from phi3_jax.training.schedule import learning_rate
 
 ROWS, TIME = 16, 24
 LOSS = step.Loss(("knowledge", "reasoning"), True)

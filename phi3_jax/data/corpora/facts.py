@@ -4,17 +4,21 @@ A person holds 6 * value_bits bits: nothing predicts a value but having stored i
 `compact`, nine tokens `<K> s1 s2 a1 .. a6` over a closed vocabulary of pool + 64 ids, and `prose`, six
 English sentences that go through any tokenizer. The corpus is the first `facts` persons of the universe; the
 rest are never shown, so their recall measures chance. Frequencies are uniform, or follow a power law over 100
-groups with exponent 1.5 (Gu et al., arXiv:2505.18091); the corpus then keeps the most frequent groups.
+groups, and the corpus then keeps the most frequent: `power_law`, exponent 1.5 (Gu et al., arXiv:2505.18091), or
+`inverse_rank`, exponent 1 (Zipf's law), whose test draws its persons by their frequency in the universe, since that may be
+too large to ask for everyone: recall of the draws is recall weighted by frequency.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from phi3_jax.data import manifest as manifests
 from phi3_jax.data.corpora import below, counter_draws
 from phi3_jax.data.corpora.reasoning import SPECIALS
 from phi3_jax.data.windows import Windows
@@ -25,11 +29,17 @@ ITEM = 3 + ATTRIBUTES  # tokens of a compact item; ITEM - 1 of them are inputs
 PER_WINDOW = 3
 WINDOW = PER_WINDOW * (ITEM - 1)
 MAX_POOL, MAX_VALUE_BITS = 1024, 8
-GROUPS, EXPONENT = 100, 1.5
+GROUPS = 100
+EXPONENTS = {"uniform": 0.0, "power_law": 1.5, "inverse_rank": 1.0}
+DRAWN = 9000  # persons of a test that draws them by frequency; who is drawn twice counts twice
 DOMAIN = 1
-FREQUENCIES = ("uniform", "power_law")
-_NAMES, _VALUES, _SUBSETS, _WORDS, _ORDER = range(5)  # separate random streams of one seed
-_STREAMS = {"train": 0, "eval": 1}
+FREQUENCIES = tuple(EXPONENTS)
+_NAMES, _VALUES, _SUBSETS, _WORDS, _ORDER, _ASKED = range(6)  # separate random streams of one seed
+
+
+def closed(pool: int) -> dict[str, Any]:
+    """The closed vocabulary of a pool, as a manifest describes a tokenizer: kind, fingerprint, vocab_size."""
+    return {"kind": "closed", "fingerprint": manifests.digest(["closed", pool]), "vocab_size": pool + SPECIALS}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Universe:
       value_bits: bits a value holds; each attribute uses its own 2^value_bits ids of the pool. Lowering it
         changes the load alone: names, tokens, exposures and vocabulary stay, and a value keeps its leading
         bits.
-      frequencies: "uniform" or "power_law".
+      frequencies: of `EXPONENTS`.
       seed: of the universe, separate from any training seed.
 
     Raises:
@@ -84,7 +94,7 @@ class Universe:
     @property
     def vocab(self) -> int:
         """Size of the closed vocabulary of compact items, shared with the reasoning items."""
-        return self.pool + SPECIALS
+        return closed(self.pool)["vocab_size"]
 
     @property
     def bits(self) -> int:
@@ -125,8 +135,34 @@ class Universe:
     @cached_property
     def frequency(self) -> np.ndarray:
         """Share of the corpus's visits that go to each person, (persons,), sum 1; 0 outside the corpus."""
-        weight = self.group**-EXPONENT * self.in_corpus
+        weight = self._weight * self.in_corpus
         return weight / max(weight.sum(), np.finfo(float).tiny)
+
+    @cached_property
+    def kept(self) -> float:
+        """Share of what there is to know that the corpus keeps, each person weighed by its frequency in the universe."""
+        return float(self._weight[: self.facts].sum() / self._weight.sum())
+
+    @cached_property
+    def asked(self) -> np.ndarray:
+        """Persons (n,) of the test: the universe, or `DRAWN` of it, drawn by frequency and the same for any corpus."""
+        if self.frequencies != "inverse_rank":
+            return np.arange(self.persons)
+        marks = (np.arange(DRAWN) + self._rng(_ASKED).random(DRAWN)) / DRAWN
+        edges = np.cumsum(self._weight)
+        return np.searchsorted(edges / edges[-1], marks, side="right")
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """{expected: how often each of `asked` is drawn in the mean, (n,)} where they are drawn, else {}."""
+        if self.frequencies != "inverse_rank":
+            return {}
+        return {"expected": (DRAWN * self._weight / self._weight.sum())[self.asked]}
+
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        """Frequency of each person in the universe, up to a factor, (persons,)."""
+        return self.group ** -EXPONENTS[self.frequencies]
 
     def order(self, seed: int, start: int, count: int) -> np.ndarray:
         """Persons (count,) that items start .. start + count - 1 visit: a pure function of (seed, index).
@@ -150,7 +186,7 @@ class Universe:
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, _ORDER, seed, epoch])
         persons = np.arange(self.facts)
-        if self.frequencies == "power_law":
+        if self.frequencies != "uniform":
             marks = (persons + rng.random()) / self.facts
             edges = np.cumsum(self.frequency[: self.facts])
             persons = np.searchsorted(edges / edges[-1], marks, side="right")
@@ -175,31 +211,26 @@ def compact_windows(universe: Universe, persons: np.ndarray, per_window: int = P
     return Windows(*(array.reshape(shape) for array in (tokens, targets, segments, domains)))
 
 
-def train_windows(universe: Universe, seed: int, start: int, count: int, per_window: int = PER_WINDOW) -> Windows:
-    """Windows start .. start + count - 1 of the endless training sequence, filled in `universe.order`."""
-    return compact_windows(universe, universe.order(seed, start * per_window, count * per_window), per_window)
-
-
 def eval_windows(universe: Universe, per_window: int = PER_WINDOW) -> tuple[Windows, dict[str, np.ndarray]]:
-    """The whole universe once, and what the knowledge meter needs: see `extra`."""
-    windows = compact_windows(universe, np.arange(universe.persons), per_window)
+    """The persons `universe.asked`, and what the knowledge meter needs: see `extra`."""
+    windows = compact_windows(universe, universe.asked, per_window)
     item = np.full(windows.tokens.shape, -1, np.int32)
-    item[windows.domains > 0] = np.arange(universe.persons * ATTRIBUTES)
-    return windows, extra(universe, item)
+    item[windows.domains > 0] = np.arange(len(universe.asked) * ATTRIBUTES)
+    return windows, extra(universe, item, universe.asked) | universe.drawn
 
 
-def extra(universe: Universe, item: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays of the knowledge meter.
+def extra(universe: Universe, item: np.ndarray, persons: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+    """Arrays of the knowledge meter about the persons of a test, by default all of the universe in order.
 
-    item (N, T): number of the value (person * 6 + attribute) that the target at t belongs to, -1 for none;
+    item (N, T): number of the value (place in persons * 6 + attribute) that the target at t belongs to, -1 for none;
     in_corpus (persons,) bool; group (persons,) frequency group; frequency (persons,) share of the visits;
-    value_bits () bits a value.
+    value_bits () bits per value.
     """
     return {
         "item": item.astype(np.int32),
-        "in_corpus": universe.in_corpus,
-        "group": universe.group.astype(np.int32),
-        "frequency": universe.frequency,
+        "in_corpus": universe.in_corpus[persons],
+        "group": universe.group[persons].astype(np.int32),
+        "frequency": universe.frequency[persons],
         "value_bits": np.asarray(universe.value_bits),
     }
 
@@ -286,9 +317,9 @@ class ProseDocument:
 
 
 def prose(
-    universe: Universe, persons: Sequence[int] | np.ndarray, seed: int, start: int = 0, stream: str = "train"
+    universe: Universe, persons: Sequence[int] | np.ndarray, seed: int, start: int = 0
 ) -> Iterator[ProseDocument]:
-    """One document a person; templates and order of sentences depend on (seed, stream, start + i) alone.
+    """One document per person; templates and order of sentences depend on (seed, start + i) alone.
 
     For training: `prose(u, u.order(seed, start, count), seed, start)`. Every value is written once, with the
     full name in the same sentence.
@@ -296,7 +327,7 @@ def prose(
     words, (first, last) = value_words(), name_words()
     rng = universe._rng(_WORDS)
     subsets = [rng.permutation(1 << MAX_VALUE_BITS) for _ in range(ATTRIBUTES)]
-    draws = counter_draws(seed, _STREAMS[stream], start, len(persons), 2 * ATTRIBUTES)
+    draws = counter_draws(seed, 0, start, len(persons), 2 * ATTRIBUTES)
     choices = below(draws[:ATTRIBUTES], len(_TEMPLATES[0])).T
     orders = draws[ATTRIBUTES:].argsort(axis=0, kind="stable").T
     for person, choice, order in zip(persons, choices, orders, strict=True):
@@ -310,57 +341,3 @@ def prose(
             text = f"{text} {head}{value}{tail}".lstrip()
             spans[attribute] = (at, at + len(value))
         yield ProseDocument(text, int(person), tuple(spans))
-
-
-def prose_windows(
-    universe: Universe,
-    documents: Sequence[ProseDocument],
-    encode: Callable[[str], Sequence[int]],
-    window: int,
-    eos: int,
-) -> tuple[Windows, dict[str, np.ndarray]]:
-    """Prose as windows for the knowledge meter: one document a window, loss on the tokens of the values only.
-
-    `encode` turns a text into token ids without adding any. A token that holds any character of a value
-    counts as the value's, so that the bits metered are never too many. Positions are those of training: input
-    eos, then the text.
-
-    Raises:
-      UserError: a document that does not fit the window.
-    """
-    shape = (len(documents), window)
-    tokens, targets, segments, domains = (np.zeros(shape, np.int32) for _ in range(4))
-    item = np.full(shape, -1, np.int32)
-    for row, document in enumerate(documents):
-        ids = list(encode(document.text))
-        if len(ids) > window:
-            raise UserError(
-                f"a fact in prose takes {len(ids)} tokens and the window has {window}; "
-                f"use a window of {len(ids)} or more"
-            )
-        tokens[row, : len(ids)] = [eos, *ids[:-1]]
-        segments[row, : len(ids)] = 1
-        for attribute, (start, stop) in enumerate(document.spans):
-            first, last = _token_span(ids, document.text, start, stop, encode)
-            targets[row, first:last] = ids[first:last]
-            domains[row, first:last] = DOMAIN
-            item[row, first:last] = document.person * ATTRIBUTES + attribute
-    return Windows(tokens, targets, segments, domains), extra(universe, item)
-
-
-def _token_span(
-    ids: list[int], text: str, start: int, stop: int, encode: Callable[[str], Sequence[int]]
-) -> tuple[int, int]:
-    """Tokens first .. last - 1 of `ids` that hold text[start:stop] (and the space before, where merged)."""
-    first = _common_prefix(ids, encode(text[:start].rstrip(" ")))
-    through = list(encode(text[:stop]))
-    last = _common_prefix(ids, through)
-    # A token that merges the end of the value with what follows is the value's too.
-    return first, last if last == len(through) else last + 1
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

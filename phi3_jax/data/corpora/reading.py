@@ -94,9 +94,9 @@ def _namesakes(names: np.ndarray, among: np.ndarray, persons: np.ndarray, rng: n
 
 
 def sentence(universe: Universe, person: int) -> str:
-    """A person's sentence as text, a word a token; first names, family names and values are different words.
+    """A person's sentence as text, a word per token; first names, family names and values are different words.
 
-    With one word for an id in every role, names would be found among values: see tests/evaluation/test_search_probe.py.
+    With one word for an id in every role, names would be found among values: see tests/evaluation/test_retrieval_probe.py.
     """
     return f"{name(universe, person)} " + " ".join(f"w{value}" for value in universe.values[person])
 
@@ -109,7 +109,7 @@ def name(universe: Universe, person: int) -> str:
 
 def retrieved(universe: Universe, seen: float = SEEN) -> np.ndarray:
     """The person (persons,) whose sentence BM25 puts first for each one's name, -1 where it finds none."""
-    from phi3_jax.evaluation.search import Index  # data needs no search but here
+    from phi3_jax.data.retrieval import Index  # data needs no search but here
 
     order = np.random.default_rng([universe.seed, _INDEX]).permutation(universe.persons)
     indexed = np.sort(order[: max(1, round(seen * universe.persons))])

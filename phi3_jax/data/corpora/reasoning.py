@@ -13,6 +13,7 @@ different rows.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,8 +107,8 @@ def extra(gaps: tuple[int, ...] = GAPS) -> dict[str, np.ndarray]:
 def degenerate_policies(windows: Windows) -> dict[str, np.ndarray]:
     """What policies without arithmetic reach on items (N, T): chosen on the first half, scored on the second.
 
-    Returns accuracies an output (k,) and of whole rows (scalar): `constant` and `constant_row` always say one
-    number an output; `copy` and `copy_row` repeat the input token a fixed distance back. An endpoint must
+    Returns accuracies per output (k,) and of whole rows (scalar): `constant` and `constant_row` always say one
+    number per output; `copy` and `copy_row` repeat the input token a fixed distance back. An endpoint must
     beat them.
     """
     half = len(windows) // 2
@@ -127,6 +128,67 @@ def degenerate_policies(windows: Windows) -> dict[str, np.ndarray]:
     }
 
 
+@dataclass(frozen=True)
+class Depthless:
+    """What a policy that composes no more than a few unwritten steps reaches: a floor of the depth that a score shows.
+
+    Attributes:
+      accuracy: share of outputs right; exact: share of items with all outputs right.
+      nll: nats an output; that of outputs which are too deep for a policy is `last_step`'s.
+    """
+
+    accuracy: float
+    exact: float
+    nll: float
+
+
+@functools.cache
+def depthless_policies(items: int = 4096, seed: int = 0, fitted: int = 1 << 16) -> dict[str, Depthless]:
+    """Policies without depth, scored on the items of the eval.
+
+    `last_step` sees the last operator and its number alone, not the state: it says the likeliest answer after them, counted
+    on `fitted` training items an output. `compose_1` and `compose_2` take the last written number through at most one
+    or two of the steps since, the last ones, and leave out those before.
+    """
+    known, asked = (_unpack(generate(seed, 0, n, stream=s)) for n, s in ((fitted, "train"), (items, "eval")))
+    hits, nats = [], []
+    for (_, operators, numbers, answers), (_, op, number, answer) in zip(known, asked, strict=True):
+        counts = np.full((len(OPERATORS), NUMBERS, NUMBERS), 1e-2)
+        np.add.at(counts, (operators[:, -1], numbers[:, -1], answers), 1)
+        p = (counts / counts.sum(-1, keepdims=True))[op[:, -1], number[:, -1]]
+        hits.append(p.argmax(1) == answer)
+        nats.append(-np.log(p[np.arange(len(p)), answer]))
+    found = {"last_step": Depthless(float(np.mean(hits)), float(np.all(hits, axis=0).mean()), float(np.mean(nats)))}
+    shallow = np.mean(nats, axis=1)
+    for depth in (1, 2):
+        hits = []
+        for value, op, number, answer in asked:
+            for step in range(max(0, op.shape[1] - depth), op.shape[1]):
+                value = _apply(value, op[:, step], number[:, step])
+            hits.append(value == answer)
+        nll = float(np.mean(shallow * (np.array(GAPS) > depth)))
+        found[f"compose_{depth}"] = Depthless(float(np.mean(hits)), float(np.all(hits, axis=0).mean()), nll)
+    return found
+
+
+def _unpack(windows: Windows, pool: int = 256) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """An entry an output of items (n,): the number written before, operators and numbers since (n, gap), the answer."""
+    ids = np.concatenate([windows.tokens, windows.targets[:, -1:]], axis=1) - pool
+    found, at, value = [], 2, ids[:, 1] - FIRST_NUMBER
+    for gap in GAPS:
+        steps = slice(at, at + 2 * gap)
+        answer = ids[:, at + 2 * gap] - FIRST_NUMBER
+        found.append((value, ids[:, steps][:, ::2] - FIRST_OPERATOR, ids[:, steps][:, 1::2] - FIRST_NUMBER, answer))
+        at, value = at + 2 * gap + 1, answer
+    return found
+
+
+def _apply(value: np.ndarray, operator: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """One clamped step."""
+    results = value + number, value - number, np.maximum(value, number), np.minimum(value, number)
+    return np.clip(np.choose(operator, results), 0, NUMBERS - 1)
+
+
 def _fill(items: np.ndarray, draws: np.ndarray, gaps: tuple[int, ...], pool: int) -> None:
     """Write items (n, T + 1) from draws (1 + 2 steps, n)."""
     items[:, 0] = pool + R_TOKEN
@@ -137,10 +199,10 @@ def _fill(items: np.ndarray, draws: np.ndarray, gaps: tuple[int, ...], pool: int
         for _ in range(gap):
             operator = below(draws[draw], len(OPERATORS))
             step, number = 1 + below(draws[draw + 1], LARGEST_STEP), below(draws[draw + 1], NUMBERS)
-            results = value + step, value - step, np.maximum(value, number), np.minimum(value, number)
-            value = np.clip(np.choose(operator, results), 0, NUMBERS - 1)
+            number = np.where(operator < 2, step, number)
+            value = _apply(value, operator, number)
             items[:, column] = pool + FIRST_OPERATOR + operator
-            items[:, column + 1] = pool + FIRST_NUMBER + np.where(operator < 2, step, number)
+            items[:, column + 1] = pool + FIRST_NUMBER + number
             column, draw = column + 2, draw + 2
         items[:, column] = pool + FIRST_NUMBER + value
         column += 1

@@ -1,13 +1,15 @@
 """phi-3-small's block-sparse causal attention in plain XLA, doing only about the work that its pattern keeps.
 
 A query meets two sets of keys: the band of its last `local_blocks` blocks, one slice for all heads; and, further back,
-every `vert_stride`-th block, which ones depending on the head. The latter are gathered once a layer into a compact array
+every `vert_stride`-th block, which ones depending on the head. The latter are gathered once per layer into a compact array
 for each head, so that a block of queries meets a prefix of it. Both share one softmax.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,16 @@ import numpy as np
 
 from phi3_jax.configs import BlockSparse
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 QUERIES = 256  # queries in a block of work; a multiple of the pattern's block is taken
 
 
-def _columns(x: jax.Array, pattern: BlockSparse, residues: np.ndarray) -> jax.Array:
-    """The far blocks of each head: x (b, g, t, k), residues (g, r) -> (b, g, r, far keys, k)."""
+def _columns(
+    x: Float[jax.Array, "b g s k"], pattern: BlockSparse, residues: Int[np.ndarray, "g r"]
+) -> Float[jax.Array, "b g r far k"]:
+    """The far blocks of each head."""
     b, g, t, k = x.shape
     groups = -(-t // (pattern.block * pattern.vert_stride))
     x = jnp.pad(x, ((0, 0), (0, 0), (0, groups * pattern.block * pattern.vert_stride - t), (0, 0)))
@@ -29,7 +36,9 @@ def _columns(x: jax.Array, pattern: BlockSparse, residues: np.ndarray) -> jax.Ar
     return far.reshape(b, *residues.shape, groups * pattern.block, k)
 
 
-def _work(rows: slice, band: slice, far: int, pattern: BlockSparse, residues: np.ndarray):
+def _work(
+    rows: slice, band: slice, far: int, pattern: BlockSparse, residues: np.ndarray
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
     """Attention of one block of queries: q (b, g, r, rows, k), near keys (b, g, band, k), far keys (b, g, r, far, k)."""
     block, local = pattern.block, pattern.local_blocks
     row, key = np.arange(rows.start, rows.stop)[:, None], np.arange(band.start, band.stop)[None]
@@ -38,7 +47,7 @@ def _work(rows: slice, band: slice, far: int, pattern: BlockSparse, residues: np
     number = index // block * pattern.vert_stride + residues[..., None]  # block number of each far key: (g, r, far)
 
     @jax.checkpoint
-    def run(q, k_near, v_near, k_far, v_far):
+    def run(q: jax.Array, k_near: jax.Array, v_near: jax.Array, k_far: jax.Array, v_far: jax.Array) -> jax.Array:
         wide = jnp.promote_types(q.dtype, jnp.float32)
         near = jnp.einsum("bgrtk,bgsk->bgrts", q, k_near).astype(wide)
         near = jnp.where(near_ok, near, jnp.finfo(wide).min)
@@ -59,21 +68,22 @@ def _work(rows: slice, band: slice, far: int, pattern: BlockSparse, residues: np
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, pattern: BlockSparse, scale: float) -> jax.Array:
+def attend(
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
+    pattern: BlockSparse,
+    scale: float,
+) -> Float[jax.Array, "b t g r k"]:
     """Block-sparse causal attention of whole sequences that start at position 0.
 
     Args:
-      q: (batch, time, kv_heads, queries_per_kv, head_dim); head h is kv head times queries_per_kv plus query.
-      k, v: (batch, time, kv_heads, head_dim).
-      pattern: blocks kept, see `attention.blocksparse_allowed`.
+      q: head h is kv head times queries_per_kv plus query.
+      pattern: blocks kept, see `configs.BlockSparse`.
       scale: factor on q.k.
-
-    Returns:
-      (batch, time, kv_heads, queries_per_kv, head_dim).
     """
     time, (g, r) = q.shape[1], q.shape[2:4]
-    step = 0 if pattern.homo_head else max(1, pattern.vert_stride // (g * r))
-    residues = (-1 - step * np.arange(g * r).reshape(g, r)) % pattern.vert_stride
+    residues = pattern.first_far(np.arange(g * r).reshape(g, r), g * r)
     block, pad = pattern.block, -time % pattern.block
     q, k, v = (jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2))) for x in (q, k, v))
     q = q.transpose(0, 2, 3, 1, 4) * jnp.asarray(scale, q.dtype)

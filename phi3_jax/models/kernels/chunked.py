@@ -12,14 +12,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 # segments, positions, first row, first head
 _Arrays = tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None]
+# q, k, v, the mask's arrays, log normalisers
+_Saved = tuple[jax.Array, jax.Array, jax.Array, _Arrays, jax.Array]
 
 
 def _blocks(queries: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
@@ -34,8 +40,10 @@ def _blocks(queries: int, keys: int, window: int | None) -> Iterator[tuple[slice
         yield slice(start, stop), slice(first, stop) if keys == queries else slice(0, keys)
 
 
-def _scores(q: jax.Array, k: jax.Array, ok: jax.Array) -> jax.Array:
-    """Masked scores (b, g, r, rows, keys) in float32 or wider; q is scaled already."""
+def _scores(
+    q: Float[jax.Array, "b g r t k"], k: Float[jax.Array, "b g s k"], ok: Bool[jax.Array, ...]
+) -> Float[jax.Array, "b g r t s"]:
+    """Masked scores in float32 or wider; q is scaled already."""
     s = jnp.einsum("bgrtk,bgsk->bgrts", q, k)
     s = s.astype(jnp.promote_types(s.dtype, jnp.float32))
     return jnp.where(ok, s, jnp.finfo(s.dtype).min)
@@ -43,15 +51,15 @@ def _scores(q: jax.Array, k: jax.Array, ok: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[jax.Array, "b g r t k"],
+    k: Float[jax.Array, "b g s k"],
+    v: Float[jax.Array, "b g s k"],
     arrays: _Arrays,
     mask: Mask,
     of_heads: int,
     scale: float,
-) -> jax.Array:
-    """q (b, g, r, t, k), k and v (b, g, s, k) -> (b, g, r, t, k); `mask` without its arrays."""
+) -> Float[jax.Array, "b g r t k"]:
+    """`mask` is without its arrays."""
     return _forward(q, k, v, arrays, mask, of_heads, scale)[0]
 
 
@@ -61,8 +69,10 @@ def _seen(arrays: _Arrays, mask: Mask, of_heads: int, rows: slice, keys: slice, 
     return seen(mask, rows, keys, heads, Origin(row, 0 if head is None else head, of_heads))
 
 
-def _forward(q, k, v, arrays, mask, of_heads, scale):
-    heads, scaled = q.shape[1:3], q * jnp.asarray(scale, q.dtype)
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, arrays: _Arrays, mask: Mask, of_heads: int, scale: float
+) -> tuple[jax.Array, _Saved]:
+    heads, scaled = (q.shape[1], q.shape[2]), q * jnp.asarray(scale, q.dtype)
     ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     outs, logs = [], []
     for rows, keys in _blocks(q.shape[3], k.shape[2], mask.window):
@@ -77,16 +87,20 @@ def _forward(q, k, v, arrays, mask, of_heads, scale):
     return out, (q, k, v, arrays, log_z)
 
 
-def _over_queries(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sum over queries of a (b, g, r, rows, keys) times b (b, g, r, rows, k): (b, g, keys, k)."""
+def _over_queries(a: Float[jax.Array, "b g r t s"], b: Float[jax.Array, "b g r t k"]) -> Float[jax.Array, "b g s k"]:
+    """Sum over queries of a times b."""
     transposed = jax.lax.optimization_barrier(a.transpose(0, 1, 4, 2, 3))
     return jnp.einsum("bgsrt,bgrtk->bgsk", transposed, b)
 
 
-def _backward(mask, of_heads, scale, saved, d_out):
+def _backward(
+    mask: Mask, of_heads: int, scale: float, saved: _Saved, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array | int, jax.Array | int, None]:
     q, k, v, arrays, log_z = saved
-    heads, scaled = q.shape[1:3], q * jnp.asarray(scale, q.dtype)
-    d_q, d_k, d_v = [], 0, 0
+    heads, scaled = (q.shape[1], q.shape[2]), q * jnp.asarray(scale, q.dtype)
+    d_qs: list[jax.Array] = []
+    d_k: jax.Array | int = 0
+    d_v: jax.Array | int = 0
     for rows, keys in _blocks(q.shape[3], k.shape[2], mask.window):
         q_rows, d_rows = scaled[..., rows, :], d_out[..., rows, :]
         s = _scores(q_rows, k[:, :, keys], _seen(arrays, mask, of_heads, rows, keys, heads))
@@ -94,19 +108,26 @@ def _backward(mask, of_heads, scale, saved, d_out):
         d_p = jnp.einsum("bgrtk,bgsk->bgrts", d_rows, v[:, :, keys])
         d_s = p * d_p
         d_s = (d_s - p * jnp.sum(d_s, axis=-1, keepdims=True)).astype(q.dtype)
-        d_q.append(jnp.einsum("bgrts,bgsk->bgrtk", d_s, k[:, :, keys]))
+        d_qs.append(jnp.einsum("bgrts,bgsk->bgrtk", d_s, k[:, :, keys]))
         pad = ((0, 0), (0, 0), (keys.start, k.shape[2] - keys.stop), (0, 0))
         d_k += jnp.pad(_over_queries(d_s, q_rows), pad)
         d_v += jnp.pad(_over_queries(p.astype(v.dtype), d_rows), pad)
-    d_q = d_q[0] if len(d_q) == 1 else jnp.concatenate(d_q, axis=3)
+    d_q = d_qs[0] if len(d_qs) == 1 else jnp.concatenate(d_qs, axis=3)
     return d_q * jnp.asarray(scale, q.dtype), d_k, d_v, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, origin: Origin = ORIGIN) -> jax.Array:
-    """Attention of q (b, t, g, r, k) over k and v (b, s, g, k); returns (b, t, g, r, k). See `attention.attend`."""
+def attend(
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
+    mask: Mask,
+    scale: float,
+    origin: Origin = ORIGIN,
+) -> Float[jax.Array, "b t g r k"]:
+    """One device's part; see `attention.attend`."""
     q = q.transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     head = origin.head if isinstance(origin.head, jax.Array) else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from phi3_jax.models.masks import Mask, Origin, seen
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Packed documents go in as a boolean matrix of all pairs of a row; beyond this length it would be the largest array.
 LONGEST_PACKED = 8192
@@ -22,7 +25,7 @@ def obstacle(problem: Any) -> str | None:
     if problem.head_dim % 8 or problem.head_dim > 128:
         return f"head_dim={problem.head_dim}; it needs a multiple of 8, at most 128"
     if problem.mask.blocksparse is not None:
-        return "it knows no block pattern a head"
+        return "it knows no block pattern per head"
     if problem.splits_time:
         return "it knows no queries that are part of the keys' times"
     if problem.mask.segments is not None and problem.time > LONGEST_PACKED:
@@ -31,9 +34,15 @@ def obstacle(problem: Any) -> str | None:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, origin: Origin, backend: str = "cudnn"
-) -> jax.Array:
-    """One device's part, shapes as `attention.attend`; `backend="xla"` computes the same anywhere."""
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
+    mask: Mask,
+    scale: float,
+    origin: Origin,
+    backend: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[jax.Array, "b t g r k"]:
+    """One device's part; `backend="xla"` computes the same anywhere."""
     del origin  # dense over heads and whole in time
     b, t, g, r, d = q.shape
     options: dict[str, Any] = {"is_causal": True}

@@ -75,9 +75,10 @@ def available() -> bool:
 
 def version() -> str:
     """The inner loop in use: "vnni", "avx2" or "plain"; "none" without a kernel."""
-    if not available():
+    best = _load() if available() else None
+    if best is None:
         return "none"
-    return VERSIONS[_load()] if _wish() == "auto" else VERSIONS[min(VERSIONS.index(_wish()), _load())]
+    return VERSIONS[best if _wish() == "auto" else min(VERSIONS.index(_wish()), best)]
 
 
 def multiply(x: jax.Array, tiles: jax.Array, rows: int, bits: int, group: int) -> jax.Array:

@@ -7,7 +7,7 @@ block: wider ones would all be partly kept.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.models.masks import Mask, Origin
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 LANES = 128  # keys in the narrowest tile
 TILE = 1024  # queries and keys in the widest tile that fits a core's memory in both passes
@@ -52,9 +55,7 @@ class BlockPattern(splash_masks.Mask):
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         row, key = (np.arange(self.time)[i] for i in index)
         row, key, pattern = row[:, None], key[None], self.pattern
-        near = row // pattern.block - key // pattern.block < pattern.local_blocks
-        kept = near | ((key // pattern.block + self.residue + 1) % pattern.vert_stride == 0)
-        return kept & (key <= row)
+        return pattern.keeps(row // pattern.block, key // pattern.block, self.residue) & (key <= row)
 
     def _identity(self) -> tuple[Any, ...]:
         return (self.pattern, self.time, self.residue)
@@ -69,8 +70,7 @@ class BlockPattern(splash_masks.Mask):
 def _head_masks(mask: Mask, time: int, heads: int) -> list[splash_masks.Mask]:
     if mask.blocksparse is not None:
         pattern = mask.blocksparse
-        step = 0 if pattern.homo_head else max(1, pattern.vert_stride // heads)
-        return [BlockPattern(pattern, time, head * step % pattern.vert_stride) for head in range(heads)]
+        return [BlockPattern(pattern, time, pattern.shift(head, heads) % pattern.vert_stride) for head in range(heads)]
     if mask.window is not None:
         return [splash_masks.LocalMask((time, time), (mask.window - 1, 0), 0)] * heads
     return [splash_masks.CausalMask((time, time))] * heads
@@ -101,9 +101,15 @@ def specs(kernel: Any, mesh: jax.sharding.AbstractMesh, spec: P) -> Any:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, origin: Origin, kernel: Any
-) -> jax.Array:
-    """One device's part, shapes as `attention.attend`; `kernel` is its part of `prepare`."""
+    q: Float[jax.Array, "b t g r k"],
+    k: Float[jax.Array, "b s g k"],
+    v: Float[jax.Array, "b s g k"],
+    mask: Mask,
+    scale: float,
+    origin: Origin,
+    kernel: Any,
+) -> Float[jax.Array, "b t g r k"]:
+    """One device's part; `kernel` is its part of `prepare`."""
     b, t, g, r, d = q.shape
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, g * r, d).transpose(0, 2, 1, 3)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

@@ -51,7 +51,7 @@ def build(
 
 
 def summarise(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    """Metric rows of what lm_eval.evaluator.evaluate returned (with log_samples): one a task, and one a subset.
+    """Metric rows of what lm_eval.evaluator.evaluate returned (with log_samples): one per task, and one per subset.
 
     Keys: suite, task ("mmlu/letter", then "mmlu/letter/anatomy"), metric (the headline one), value, n, low, high (95%:
     Wilson for shares, normal for mc2), chance (mean over the items), stderr, shots, and subset_of: the number of items of
@@ -61,7 +61,7 @@ def summarise(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> list[dic
 
 
 def items(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> Iterator[dict[str, Any]]:
-    """One JSON-able dict an item: task, id, subset, gold, choice, correct, and logprobs (harness) or reply (the rest)."""
+    """One JSON-able dict per item: task, id, subset, gold, choice, correct, and logprobs (harness) or reply (the rest)."""
     return _tasks().items(results, tasks)
 
 

@@ -56,8 +56,8 @@ def letter(reply: str, choices: Sequence[str], last: bool = False) -> int | None
         follows = found in marks and bool(rest) and trivia(choices[marks.index(found)]).startswith(rest[:20])
         if found in marks and (found not in "AI" or follows):
             return marks.index(found)
-    marked = {found for found in re.findall(r"\(([A-Z])\)|\b[Oo]ption\s+([A-Z])\b", text) for found in found if found}
-    return marks.index(marked.pop()) if len(marked) == 1 and marked <= set(marks) else None
+    named = {found for found in re.findall(r"\(([A-Z])\)|\b[Oo]ption\s+([A-Z])\b", text) for found in found if found}
+    return marks.index(named.pop()) if len(named) == 1 and named <= set(marks) else None
 
 
 def number(text: str) -> Fraction | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation.suites.phi3_report import convert
+from phi3_jax.family import TRIO
 
 Row = dict[str, Any]
 BOTH = ("letter", "harness")
@@ -69,7 +70,7 @@ class Benchmark:
             row = next((r for r in published.table("phi3_academic") if r["benchmark"] == self.key), {})
         except UserError:
             return {}
-        scores = {size: row.get(f"phi3_{size}") for size in ("mini", "small", "medium")}
+        scores = {size: row.get(f"phi3_{size}") for size in TRIO}
         return {size: round(float(score) / 100, 6) for size, score in scores.items() if score}
 
 
@@ -100,8 +101,12 @@ def _options(name: str, title: str, shots: int, chance: float, size: int, hub: H
 
 def _math(name: str, title: str, size: int, key: str | None) -> Benchmark:
     hub = Hub("EleutherAI/hendrycks_math", "{subset}", "test", None)
-    generate = dict(cot=True, metric="exact_match", subsets=MATH)
-    return Benchmark(name, title, 0, "generate", 0.0, size, hub, convert.math, key, **generate)
+    return Benchmark(
+        *(name, title, 0, "generate", 0.0, size, hub, convert.math, key),
+        cot=True,
+        metric="exact_match",
+        subsets=MATH,
+    )
 
 
 _TABLE = (

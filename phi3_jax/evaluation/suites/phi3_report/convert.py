@@ -19,7 +19,11 @@ Row = dict[str, Any]
 
 def common(benchmark: str, kind: str, number: Any, subset: str = "", **rest: Any) -> Row:
     """A row of the common shape with empty defaults; id is <benchmark>/<subset>/<number>."""
-    row = {"id": "/".join(filter(None, (benchmark, subset, str(number)))), "benchmark": benchmark, "subset": subset}
+    row: Row = {
+        "id": "/".join(filter(None, (benchmark, subset, str(number)))),
+        "benchmark": benchmark,
+        "subset": subset,
+    }
     row |= {"type": kind, "context": "", "question": "", "choices": [], "answer": -1, "target": "", "aliases": []}
     return row | {"rationale": ""} | rest
 
@@ -58,7 +62,7 @@ def gsm8k(row: Row) -> Row:
 
 def math(row: Row) -> Row:
     rest = {"question": row["problem"], "target": boxed(row["solution"]) or "", "rationale": row["solution"]}
-    return common("math", "generate", _digest(row), row.get("subset", row["type"]), **rest)
+    return common("math", "generate", _digest(row), row["subset"] if "subset" in row else row["type"], **rest)
 
 
 def medqa(row: Row) -> Row:
@@ -130,7 +134,7 @@ def truthfulqa(row: Row) -> Row:
     one, two = row["mc1_targets"], row["mc2_targets"]
     order = shuffled(len(one["choices"]), row["question"])
     choices, answer = [one["choices"][i] for i in order], order.index(list(one["labels"]).index(1))
-    extra = {"mc2_choices": list(two["choices"]), "mc2_labels": list(two["labels"])}
+    extra: Row = {"mc2_choices": list(two["choices"]), "mc2_labels": list(two["labels"])}
     return _options("truthfulqa", row, choices, answer, question=row["question"], **extra)
 
 

@@ -94,7 +94,8 @@ def read(path: Path, benchmark: Benchmark) -> list[Row]:
             f"cannot read {path} ({error.strerror}); --data_dir wants a folder with {benchmark.name}/{path.name} in it, "
             f"or leave out --data_dir to read {benchmark.hub.dataset} online, or leave out {benchmark.name}"
         ) from error
-    rows, seen = [], {}
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -102,13 +103,13 @@ def read(path: Path, benchmark: Benchmark) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({str(error).splitlines()[0]}); want one object a line") from error
+            raise UserError(f"{where} is not JSON ({str(error).splitlines()[0]}); want one object per line") from error
         check(row, benchmark, where)
         if (first := seen.setdefault(row["id"], number)) != number:
             raise UserError(f"{where}: key 'id' is {row['id']!r}, as in line {first}; ids must differ")
         rows.append(row)
     if not rows:
-        raise UserError(f"{path} has no rows; want one JSON object a line")
+        raise UserError(f"{path} has no rows; want one JSON object per line")
     return rows
 
 
@@ -129,7 +130,7 @@ def check(row: Any, benchmark: Benchmark, where: str) -> None:
         value = row[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where}: key {key!r} is {_cut(value)}; want {WORDS[kind]}")
-        if kind is list and key != "mc2_labels" and not all(isinstance(text, str) for text in value):
+        if isinstance(value, list) and key != "mc2_labels" and not all(isinstance(text, str) for text in value):
             raise UserError(f"{where}: key {key!r} is {_cut(value)}; want a list of strings")
 
     def want(right: bool, key: str, what: str) -> None:
@@ -202,7 +203,8 @@ def _split(benchmark: Benchmark, split: str, subset: str) -> list[Row]:
     import datasets
 
     hub = benchmark.hub
-    dataset, config, split = (text and text.format(subset=subset) for text in (hub.dataset, hub.config, split))
+    dataset, split = hub.dataset.format(subset=subset), split.format(subset=subset)
+    config = hub.config and hub.config.format(subset=subset)
     try:
         found = datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # the Hub's client has no common class of errors

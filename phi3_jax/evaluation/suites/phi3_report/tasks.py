@@ -12,8 +12,9 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import sandbox, statistics
+from phi3_jax.evaluation import sandbox
 from phi3_jax.evaluation.suites.phi3_report import answers, data, prompts
 from phi3_jax.evaluation.suites.phi3_report.benchmarks import BENCHMARKS, Benchmark
 

@@ -1,0 +1,47 @@
+"""A run's folder: what its files are called, whose run it is, how it stands."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from phi3_jax.configs import RunConfig, config_diff, fingerprint, science, shown_changes
+from phi3_jax.errors import UserError
+from phi3_jax.records import checkpoint, ownership
+from phi3_jax.records.files import read_state
+
+DONE = "done.json"
+
+
+ERROR = "error.txt"  # in a run's folder: why its last start failed
+
+
+KEPT = "huggingface"  # folder of an imported run: config.json and tokenizer files as they came
+
+
+def refuse_other(run: RunConfig, folder: Path) -> None:
+    """Raises UserError, with what changed, when a run folder belongs to another experiment."""
+    old = read_state(folder / "config.json")
+    if not {"fingerprint", "identity"} <= old.keys():  # absent or damaged: the checkpoints say the same
+        found = checkpoint.newest_extra(folder / "checkpoints").get("identity") or {}
+        old = {"fingerprint": found.get("fingerprint"), "identity": found.get("config")}
+    if old["fingerprint"] in (None, fingerprint(run)):
+        return
+    changes = config_diff(old["identity"], science(run))
+    raise UserError(
+        f"{folder} holds another run; changed: {shown_changes(changes)}; choose another --workdir or --config.name, or put "
+        "the config back"
+    )
+
+
+def packages() -> dict[str, str]:
+    """Versions of what a run's numbers may depend on."""
+    from importlib import metadata
+
+    names = ("phi3_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+def own(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """A context in which no other process trains the run in `folder`."""
+    return ownership.own(folder, "choose another --workdir", inside=True)

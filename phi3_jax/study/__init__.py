@@ -1,0 +1,1 @@
+"""A study as a table of runs: planned, trained, reported."""

@@ -1,0 +1,157 @@
+"""A plan as a page of text that needs no other page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from phi3_jax.models.flops import masked, train_flops_per_token
+from phi3_jax.planning.best import Candidate, words
+from phi3_jax.planning.memory import LANES, SHARE, limit, predict, temp_bytes
+from phi3_jax.planning.roofline import padded_head, roofline
+from phi3_jax.training.optimizers import optimizer
+from phi3_jax.units import human_count
+
+if TYPE_CHECKING:
+    from phi3_jax.planning.aot import Compiled
+    from phi3_jax.study.plan import Plan
+
+GIB = 2**30
+_ABOUT = {
+    "parameters": "fp32 master weights",
+    "batch": "tokens, targets, segments, positions, domains",
+    "gradients": "once reduced, fp32",
+    "activations": "kept for the backward pass, and one layer's work in it",
+    "logits": "one chunk of positions",
+    "collectives": "gathered weights, gradients before they are reduced",
+    "runtime": "the process itself",
+}
+
+
+def text(found: Sequence[Plan]) -> str:
+    """The plans, one after the other."""
+    return "\n\n".join(_plan(plan) for plan in found)
+
+
+def compiled(one: Compiled) -> str:
+    """What the TPU compiler says of a step, compared with the plan."""
+    setup, mine, chip = one.setup, one.roofline(), one.setup.topology.chip
+    plan, planned = predict(setup), roofline(setup)
+    sizes = [("", "compiler", "plan", "")]
+    for name, got, expected, note in (
+        ("arguments, GiB", one.argument, plan.argument_bytes, "the state and the batch"),
+        ("temporaries, GiB", one.temporary, temp_bytes(setup), "all of them, those that never live together too"),
+        ("peak, GiB", one.peak, plan.total, f"what lives together; may fill {limit(setup) / GIB:.2f}"),
+    ):
+        sizes.append((name, f"{got / GIB:.2f}", f"{expected / GIB:.2f}", note))
+    for slow in (False, True):
+        sent, thought = (sum(c.bytes for c in r.moved if c.slow == slow) / 1e9 for r in (mine, planned))
+        if sent or thought:
+            sizes.append((f"sent over {chip.slow if slow else chip.fast}, GB", f"{sent:.2f}", f"{thought:.2f}", ""))
+    sizes.append(("step, s", f"{mine.step:.3f}", f"{planned.step:.3f}", "at least"))
+    sizes.append(("MFU", f"{mine.mfu:.1%}", f"{planned.mfu:.1%}", f"at most; bound by {mine.bound_by}"))
+    rows = [("how", "over", "link", "GB", "s", "while computing")]
+    for c in mine.moved:
+        overlap = "yes" if c.overlaps else "no"
+        rows.append((c.op, ", ".join(c.axes), c.link, f"{c.bytes / 1e9:.2f}", f"{c.seconds:.3f}", overlap))
+    verdict = "fits" if one.fits else "DOES NOT FIT"
+    whole = len(one.rematerialised) or "none"
+    return "\n".join(
+        [
+            f"{setup.model.name} on {setup.topology.text}, compiled in {one.seconds:.0f} s: {verdict}",
+            "a device in a step",
+            *_table(sizes, "<>><"),
+            "",
+            f"sent by a device in a step, as compiled: {one.at_once:.0%} of the bytes while it computes",
+            *_table(rows, "<<<>><"),
+            f"tensors gathered whole for want of a better way: {whole}",
+        ]
+    )
+
+
+def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """Rows as aligned lines; `align` has < or > a column."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
+    lines = ("  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)) for row in rows)
+    return [f"  {line}".rstrip() for line in lines]
+
+
+def _plan(plan: Plan) -> str:
+    way = plan.configured
+    setup, topology = way.setup, way.setup.topology
+    mesh = " x ".join(f"{axis} {size}" for axis, size in setup.degrees._asdict().items())
+    per_token = train_flops_per_token(setup.model, setup.sequence_length)
+    each = f"{setup.rows:g} windows a device" if setup.rows >= 1 else f"a window over {setup.degrees.context} devices"
+    several = f", {topology.slices} slices" if topology.slices > 1 else ""
+    head = [
+        f"{setup.model.name} on {topology.text} ({topology.chips} chips{several}), as configured",
+        f"  {plan.params:,} parameters, {per_token / 1e9:.2f} GFLOP a token (causal), {human_count(plan.tokens)} tokens",
+        f"  batch {setup.batch_tokens:,} tokens = {setup.sequences} windows of {setup.sequence_length:,}: {each}, "
+        f"{setup.accumulation} microbatch{'es' * (setup.accumulation > 1)}",
+        f"  strategy {setup.strategy}: {mesh}; remat {setup.remat}",
+    ]
+    return "\n".join([*head, "", *_memory(way), "", *_collectives(way), "", *_time(way), "", *_cost(plan)])
+
+
+def _memory(way: Candidate) -> list[str]:
+    sizes = way.memory.categories()
+    about = {"optimizer": optimizer(way.setup.optimizer).about, **_ABOUT}
+    rows = [(name, f"{size / GIB:.2f}", about[name]) for name, size in sizes.items() if size or name != "runtime"]
+    room = way.setup.topology.chip.memory
+    verdict = "fits" if way.fits else "DOES NOT FIT"
+    allowed = f"{verdict}: a plan may fill {limit(way.setup) / GIB:.2f}, {SHARE:.0%} of {room / GIB:.2f}"
+    return [
+        f"memory a device, GiB, when it is fullest: in {way.memory.moment}",
+        *_table([*rows, ("total", f"{way.memory.total / GIB:.2f}", allowed)], "<><"),
+    ]
+
+
+def _collectives(way: Candidate) -> list[str]:
+    if not way.roofline.moved:
+        return ["collectives: none"]
+    rows = [("what", "how", "over", "link", "GB", "s", "while computing")]
+    for c in way.roofline.moved:
+        overlap = "yes" if c.overlaps else "no"
+        rows.append((c.name, c.op, ", ".join(c.axes), c.link, f"{c.bytes / 1e9:.2f}", f"{c.seconds:.3f}", overlap))
+    return ["sent by a device in a step", *_table(rows, "<<<<>><")]
+
+
+def _time(way: Candidate) -> list[str]:
+    roof, setup, chip = way.roofline, way.setup, way.setup.topology.chip
+    more = roof.hardware_flops / roof.model_flops
+    why = ["recomputation, whole attention tiles"]
+    if padded_head(setup) != setup.model.head_dim:
+        why.append(f"head_dim {setup.model.head_dim} padded to {LANES} lanes")
+    if setup.ways(setup.layout.time) > 1:
+        why.append("the device with the end of a window")
+    rows = [("compute", f"{roof.compute:.3f}", f"{more:.2f} x the model's FLOPs: {', '.join(why)}")]
+    rows.append(("HBM", f"{roof.hbm:.3f}", "rough"))
+    rows += [(name, f"{s:.3f}", "") for name, s in ((chip.fast, roof.ici), (chip.slow, roof.dcn)) if s]
+    if roof.exposed:
+        rows.append(("held up", f"{roof.exposed:.3f}", "collectives that nothing hides"))
+    rows.append(("step", f"{roof.step:.3f}", f"at least: the largest, and what is held up; {roof.serial:.3f} in turn"))
+    bound = f"  MFU at most {roof.mfu:.1%} ({masked(setup.model)} convention), bound by {roof.bound_by}"
+    return ["time of a step, s", *_table(rows, "<><"), bound]
+
+
+def _cost(plan: Plan) -> list[str]:
+    way, best = plan.configured, plan.proposal
+    chips = way.setup.topology.chips
+    lines = [
+        f"{human_count(plan.tokens)} tokens: {plan.steps:,} steps, {plan.days(way):,.1f} days, "
+        f"{plan.chip_hours(way):,.0f} chip-hours on {chips} chips, at the least"
+    ]
+    if best.setup == way.setup:
+        return [*lines, "this is the best the search finds"]
+    faster = best.tokens_per_s / way.tokens_per_s
+    gain = f"{faster:.2f} x the tokens a second" if way.fits else "it fits"
+    batch = (
+        "" if best.setup.sequences == way.setup.sequences else f" --config.train.batch_tokens={best.setup.batch_tokens}"
+    )
+    return [
+        *lines,
+        f"better: {words(best.setup)}{batch}",
+        f"  {gain}: step {best.roofline.step:.3f} s, MFU at most {best.roofline.mfu:.1%}, bound by "
+        f"{best.roofline.bound_by}; {best.memory.total / GIB:.2f} GiB a device; {plan.days(best):,.1f} days, "
+        f"{plan.chip_hours(best):,.0f} chip-hours",
+    ]
