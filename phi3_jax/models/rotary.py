@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import LongRope, ModelConfig
@@ -121,8 +122,8 @@ def rope_table(
 def rotate(x: Float[jax.Array, "b t g r k"], table: Float[jax.Array, "b t 2 k/2"]) -> Float[jax.Array, "b t g r k"]:
     """Rotates by a table of `rope_table`; float32 or wider inside.
 
-    No gradient flows to the table. The gradient of x is the opposite rotation, written out because the
-    automatic one pads and adds both halves.
+    The gradient of x is the opposite rotation, written out because the automatic one pads and adds both halves. x is kept
+    for the table's gradient only where that is asked for, which training does not.
     """
     return _rotation(x, table, 1.0)
 
@@ -130,12 +131,30 @@ def rotate(x: Float[jax.Array, "b t g r k"], table: Float[jax.Array, "b t 2 k/2"
 def _rotation(x: jax.Array, table: jax.Array, sign: float) -> jax.Array:
     cos, sin = (table[:, :, None, None, i, :] for i in (0, 1))
     sin = sin * sign
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    first, second = _halves(x)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _rotate_backward(table: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    return _rotation(cotangent, table, -1.0), None
+def _halves(x: jax.Array) -> list[jax.Array]:
+    return jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
 
 
-rotate.defvjp(lambda x, table: (_rotation(x, table, 1.0), table), _rotate_backward)
+def _rotate_forward(x: Any, table: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    return _rotation(x.value, table.value, 1.0), (table.value, x.value if table.perturbed else None)
+
+
+def _rotate_backward(
+    kept: tuple[jax.Array, jax.Array | None], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    table, x = kept
+    if isinstance(cotangent, SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+    of_table = None
+    if x is not None:
+        (first, second), (up, down) = _halves(x), _halves(cotangent)
+        parts = [up * first + down * second, down * first - up * second]
+        of_table = jnp.stack([part.sum((2, 3)) for part in parts], axis=2).astype(table.dtype)
+    return _rotation(cotangent, table, -1.0), of_table
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward, symbolic_zeros=True)

@@ -89,8 +89,18 @@ def choose_scale(config: Any, full: Sequence[FullRun], device: tuple[str, int, f
 
     Raises:
       UserError: scale=full without the memory, naming bytes needed, bytes there and a mesh that would hold it; a
-        full run without data.
+        full run without data; a context of the full models where none of them is trained.
     """
+    scale, why = _chosen(config, full, device)
+    if config.context and scale != "full":
+        raise UserError(
+            f"context={config.context} names a released model, and scale={scale} trains none; leave it out, or "
+            "say scale=full"
+        )
+    return scale, why
+
+
+def _chosen(config: Any, full: Sequence[FullRun], device: tuple[str, int, float]) -> tuple[str, str]:
     kind, count, there = device
     have = f"{count} x {kind} with {human_bytes(there)}"
     needed = max((run.needed_bytes for run in full), default=0.0)
@@ -104,7 +114,9 @@ def choose_scale(config: Any, full: Sequence[FullRun], device: tuple[str, int, f
         return config.scale, f"attached: {have}; scale={config.scale} asked for"
     if fits or config.scale == "full":
         if not full:
-            raise UserError(f"sizes={','.join(config.sizes)} have no released model; use scale=pico, nano or micro")
+            raise UserError(
+                f"sizes={','.join(config.sizes)} have no released model; use a scale of proxies: {', '.join(family.SCALES)}"
+            )
         if not fits:
             raise UserError(
                 f"scale=full: {biggest} needs {human_bytes(needed)}, there are {human_bytes(there)} ({count} x {kind}); "

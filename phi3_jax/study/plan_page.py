@@ -199,7 +199,7 @@ def _cost(plan: Plan) -> list[str]:
     )
     return [
         *lines,
-        f"better: {words(best.setup)}{batch}",
+        f"{_compared(way, best)}: {words(best.setup)}{batch}",
         f"  {gain}: step {best.roofline.step:.3f} s, MFU at most {best.roofline.mfu:.1%}, bound by "
         f"{best.roofline.bound_by}; {best.memory.total / GIB:.2f} GiB a device; "
         + (
@@ -208,3 +208,15 @@ def _cost(plan: Plan) -> list[str]:
             else f"{plan.days(best):,.1f} days, {plan.chip_hours(best):,.0f} chip-hours"
         ),
     ]
+
+
+def _compared(way: Candidate, best: Candidate) -> str:
+    """What the proposal is beside the way that is configured: the search keeps to its batch, and to slices."""
+    faster = best.tokens_per_s / way.tokens_per_s
+    if not way.fits or faster > 1.005:
+        return "better"
+    if faster >= 0.995:
+        return "as fast"
+    if best.setup.batch_tokens < way.setup.batch_tokens:
+        return f"slower, but with a batch of {human_count(best.setup.batch_tokens)} tokens"
+    return "slower, but its parameters stay inside a slice"

@@ -96,8 +96,14 @@ def budgets_of(config: Any, scale: str, size: str) -> list[int]:
     """Token budgets of one size, smallest first; (0,) where the data decide, of which so many epochs are asked for."""
     if config.train.epochs:
         return [0]
+    given = {"budgets": config.budgets, "ratios": config.ratios, "flops": config.flops}
+    if len(named := [name for name, values in given.items() if values]) > 1:
+        raise UserError(f"{' and '.join(named)} are both given; each decides the tokens of every size, so give one")
     if config.budgets:
         return sorted(set(config.budgets))
+    if config.ratios or config.flops:
+        params = model_of(config, scale, size, 320).matrix_params  # without the embedding, and so of any vocabulary
+        return sorted({round(r * params) for r in config.ratios} | {round(c / (6 * params)) for c in config.flops})
     tokens = token_budget(config.tokens, size)
     if scale != "full" and tokens >= FULL_BUDGET:
         tokens = family.REFERENCE_TOKENS[scale] * tokens / family.MATCHED_TOKENS
@@ -163,6 +169,8 @@ def plan_runs(
                 budgets = [per_step * max(1, round(train.epochs * windows / batch))]
             else:
                 budgets = budgets_of(config, scale, size)
+            if (config.ratios or config.flops) and not config.data.repeat:
+                _require_unseen(size, max(budgets), manifest)
             if budgets[0] < per_step:
                 raise UserError(
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
@@ -186,6 +194,20 @@ def plan_runs(
             )  # fmt: skip
             runs += _budget_runs(stem, asked, per_step, shared, train.checkpoint_every)
     return runs
+
+
+def _require_unseen(size: str, budget: int, manifest: Mapping[str, Any]) -> None:
+    """UserError where text is passed over more than once; facts are, by design, and what is fresh never is."""
+    if manifest["kind"] == "facts":
+        return
+    whole = sum(source["weight"] for source in manifest["sources"])
+    for source in manifest["sources"]:
+        wanted, there = budget * source["weight"] / whole, source["windows"] * manifest["window"]
+        if wanted > there:
+            raise UserError(
+                f"{size} needs {wanted:,.0f} tokens of {source['name']}, which has {there:,}; ask for less, give more "
+                "text, or allow repetition with --config.data.repeat=true"
+            )
 
 
 def require_frozen(config: Any) -> None:

@@ -198,6 +198,15 @@ def test_full_size_without_data_lists_the_choices() -> None:
     assert choose_scale(config, full_runs(config), ("NVIDIA H200", 8, 8 * 141e9))[0] == "full"
 
 
+def test_a_context_of_the_released_models_is_not_ignored_by_proxies() -> None:
+    config = load_config(str(ROOT / f"{EXPERIMENT}:mini"))
+    override(config, "context", "128k")
+    for scale in ("auto", "pico"):
+        override(config, "scale", scale)
+        with pytest.raises(UserError, match="context=128k names a released model, and scale=pico trains none"):
+            choose_scale(config, full_runs(config), ("CPU", 1, 16e9))
+
+
 def test_budgets() -> None:
     def budgets(words: str, size: str) -> list[int]:
         config = load_config(str(ROOT / f"{EXPERIMENT}:{words}"))

@@ -168,6 +168,15 @@ def test_a_plan_hands_its_setup_to_what_compiles_it() -> None:
     assert one.configured.setup.degrees.data == 128 and one.configured.setup.topology.text == "v5p:4x4x8"
 
 
+def test_a_proposal_that_is_slower_is_not_called_better(capsys: pytest.CaptureFixture) -> None:
+    words = ("mini,topology=v5p:4x4x8", "--config.context=128k")
+    speedup = answer(capsys, *words)["proposal"]["speedup"]
+    assert speedup < 0.995 and plan(*words) == 0
+    page = capsys.readouterr().out
+    assert "better:" not in page and "slower, but with a batch of 4.19M tokens: --config" in page
+    assert f"  {speedup:.2f} x the tokens a second" in page
+
+
 # ------------------------------------------------------------------------------------------------ post-training
 
 WEIGHTS, ADAPTERS = 3_821_079_552, 25_165_824  # of mini, and of its adapters of rank 16
