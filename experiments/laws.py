@@ -8,7 +8,7 @@ Words after the colon, separated by commas:
     data=pydocs|<path>|tfds:<name>|...     default pydocs, the documentation of this Python installation, as bytes
     budgets=350k,700k,1.4M,2.8M            tokens; all of a size from one trunk (WSD forks)
     seed=0  seeds=1                        first seed, number of seeds
-    scale=pico|nano|micro                  of the ladder of widths
+    scale=pico|nano|...                    of the ladder of widths, as in scaling.py
 
 Cost on 2 CPU cores: 13 minutes (on a machine that did other work too).
 

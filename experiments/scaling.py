@@ -7,12 +7,18 @@
 Words after the colon, separated by commas (a comma also continues a list):
 
     sweep | mini | small | medium     what to train (default sweep)
-    scale=auto|full|femto|pico|nano|micro   auto: full where the attached devices hold it, else pico, and says so
+    scale=auto|full|femto|pico|nano|micro|milli|centi|deci   auto: full where the attached devices hold it, else pico, and
+                                      says so; proxies of 28k to 1.7B non-embedding parameters
     tokens=matched|published|3.3T|4.8T|<n>   matched: 4.8T each; published: 3.3T/4.8T/4.8T. Budgets of 10B tokens or
                                       more are those of the released models; a proxy trains the same share of its own
                                       reference budget (4M tokens at pico stand for 4.8T)
     budgets=1M,2M,4M                  evaluate at these budgets, all from one trunk (WSD forks); default for the sweep:
-                                      a quarter, a half, all of the budget
+                                      a quarter, a half, all of the budget. A finished study grows by more budgets, seeds
+                                      or sizes: runs on the disk are kept, and new budgets leave their trunks where a state
+                                      of the constant phase was kept (facts are made for the largest budget, which stays)
+    ratio=20,160,640                  instead: at so many tokens per non-embedding parameter N of each size (Chinchilla's
+                                      optimum is about 20; the released models stand at 344 to 864 per parameter)
+    isoflop=1e12,4e12                 instead: at so many FLOPs of training, which are C / 6N tokens of each size
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2|...
                                       as --data of `python -m phi3_jax.data.export --help`;
@@ -44,7 +50,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from phi3_jax.experiment import apply, base_config, parse_arguments
+from phi3_jax.experiment import TABLE, apply, base_config, parse_arguments
 from phi3_jax.family import LADDERS, MEMBERS, SCALES
 from phi3_jax.sharding.rules import STRATEGIES
 
@@ -54,6 +60,8 @@ WORDS = {
     "ladder": LADDERS,
     "tokens": str,
     "budgets": list,
+    "ratio": TABLE["ratios"],
+    "isoflop": TABLE["flops"],
     "seed": int,
     "seeds": int,
     "data": str,
@@ -72,4 +80,5 @@ def get_config(argument: str = "") -> ConfigDict:
         config.update(sizes=(target,), ladder="family")
     else:
         config.budget_shares = (0.25, 0.5, 1.0)
-    return apply(config, words, {"data": "data.source", "strategy": "train.strategy", "init": "train.init"})
+    places = {"data": "data.source", "strategy": "train.strategy", "init": "train.init"}
+    return apply(config, words, places | {"ratio": "ratios", "isoflop": "flops"})

@@ -64,6 +64,20 @@ KEYS: dict[str, Any] = dict(
     budgets=Key(
         "tokens to evaluate at, all from one trunk; default: budget_shares", (), tuple, item=whole("tokens", None, 1)
     ),
+    ratios=Key(
+        "tokens per non-embedding parameter to evaluate at, of every size, instead of budgets",
+        (),
+        tuple,
+        item=number("a ratio", None, 1e-3, 1e6),
+        unique=True,
+    ),
+    flops=Key(
+        "compute C to evaluate every size at: C / 6N tokens, N non-embedding parameters, instead of budgets",
+        (),
+        tuple,
+        item=number("FLOPs", None, 1.0, 1e30),
+        unique=True,
+    ),
     budget_shares=Key("shares of tokens to evaluate at", (1.0,), tuple, 1, item=number("a share", None, 1e-9, 1.0)),
     seed=SEED,
     seeds=whole("how many seeds", 1, 1, 1000),
@@ -79,6 +93,7 @@ KEYS: dict[str, Any] = dict(
         ),
         last_answer=switch("conversations: loss on the last answer only"),
         on_error=word("rows of conversations that are wrong", "stop", "stop", "skip"),
+        repeat=switch("text may be passed over more than once to reach ratios or flops"),
         held_out=share("share of documents that are evaluated and never trained on; default .02", None, BELOW_ONE),
         template=word("chat template of conversations; default: the one that the tokenizer's folder brings"),
         facts=whole("facts in the corpus; default 4,500 at pico"),
@@ -241,8 +256,7 @@ ARM: dict[str, Key] = {
     **{name: number(f"{name} of an arm", 0.0, 0.0, MOST) for name in ("facts", *SOURCES)},
     "seeds": whole("how many of the study's seeds it takes part in", None, 1, 1000),
 }
-RATIOS = Key("tokens a parameter", (), tuple, item=number("a ratio", None, 1e-3, 1e6), unique=True)
-_OF_ARM = ("sizes", "ladder", "mup", "data.value_bits", "data.frequency", "optim.peak_lr", "train.weighting")
+_OF_ARM = ("ratios", "sizes", "ladder", "mup", "data.value_bits", "data.frequency", "optim.peak_lr", "train.weighting")
 
 
 def declared(node: Mapping[str, Any] = KEYS, prefix: str = "") -> Iterator[tuple[str, Key]]:
@@ -314,6 +328,8 @@ def parse_arguments(argument: str, targets: Sequence[str], words: Mapping[str, A
         if not equals:
             if last and words.get(last) is list:
                 values[last].append(parse_count(piece))
+            elif last and isinstance(several := words.get(last), Key) and several.kind is tuple:
+                values[last] += several.read(piece, f"{last}={piece}")
             elif i == 0:
                 if piece not in targets:
                     raise UserError(f"unknown target {piece!r}{nearest(piece, targets)}")
@@ -494,7 +510,7 @@ def _known(arm: Mapping[str, Any], where: str) -> None:
 
 def _check_arm(arm: Mapping[str, Any], where: str) -> None:
     _known(arm, where)
-    ranges = ARM | {"ratios": RATIOS} | {name.rpartition(".")[2]: TABLE[name] for name in _OF_ARM}
+    ranges = ARM | {name.rpartition(".")[2]: TABLE[name] for name in _OF_ARM}
     for name, value in arm.items():
         if name == "budgets":
             for size, tokens in value.items():

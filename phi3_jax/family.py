@@ -113,13 +113,16 @@ WIDTHS = tuple(name for name, size in SIZES.items() if size.alone)  # one depth,
 CONTEXTS = {name: tuple(member.contexts) for name, member in RELEASED.items()}
 ROUNDED = {name: RELEASED[name].rounded for name in TRIO}
 MATCHED_TOKENS = 4.8e12
-SCALES = ("pico", "nano", "micro", "femto")
+SCALES = ("pico", "nano", "micro", "femto", "milli", "centi", "deci")
 GIVEN = "given"  # the scale, and the size, of a study whose model is that of the weights it starts from
 LADDERS = ("clean", "family", "width")
-_K = {"femto": 8, "pico": 16, "nano": 32, "micro": 64}
-_DEPTH = {"femto": 1, "pico": 1, "nano": 1, "micro": 2}
+_K = {"femto": 8, "pico": 16, "nano": 32, "micro": 64, "milli": 128, "centi": 256, "deci": 512}
+_DEPTH = {"femto": 1, "pico": 1, "nano": 1, "micro": 2, "milli": 2, "centi": 2, "deci": 4}
 # What a proxy's full budget stands for: 4.8T tokens of the released models (about 10 to 40 tokens per parameter).
-REFERENCE_TOKENS = {"femto": 1_000_000, "pico": 4_000_000, "nano": 16_000_000, "micro": 128_000_000}
+REFERENCE_TOKENS = {
+    "femto": 1_000_000, "pico": 4_000_000, "nano": 16_000_000, "micro": 128_000_000, "milli": 512_000_000,
+    "centi": 2_000_000_000, "deci": 16_000_000_000,
+}  # fmt: skip
 
 
 @cache
@@ -181,7 +184,7 @@ def _clean(name: str, scale: str, ladder: str, vocab: int, context: int) -> Mode
     size = SIZES[name]
     width, layers, mlp = (size.alone or 0, 4, Fraction(3)) if ladder == "width" else (size.width, size.layers, size.mlp)
     embed = int(width * _K[scale])
-    head_dim = 16 if embed % 16 == 0 else 8
+    head_dim = max(16, _K[scale] // 4) if embed % 16 == 0 else 8
     heads = embed // head_dim
     return ModelConfig(
         name=f"{name}-{ladder}-{scale}", member=name, scale=scale, ladder=ladder, vocab=vocab, embed=embed,
@@ -192,7 +195,8 @@ def _clean(name: str, scale: str, ladder: str, vocab: int, context: int) -> Mode
 
 def _family(member: str, scale: str, vocab: int, context: int) -> ModelConfig:
     size, full = SIZES[member], published(member)
-    embed, head_dim, groups = int(size.width * _K[scale]), 8 if scale in ("nano", "femto") else 16, full.queries_per_kv
+    embed, groups = int(size.width * _K[scale]), full.queries_per_kv
+    head_dim = 8 if scale in ("nano", "femto") else max(16, _K[scale] // 4)
     if groups > 1 and scale in ("pico", "femto"):  # one kv head keeps the ratio exactly
         head_dim = embed // groups
     heads = embed // head_dim
@@ -210,8 +214,8 @@ def proxy(
 
     Args:
       size: "mini", "small", "medium", or on the clean ladder also "below", "mini-small", "small-medium", "above".
-      scale: "femto" (k=8), "pico" (k=16), "nano" (k=32) or "micro" (k=64): widths 3k/4k/5k, depths 4:4:5 (doubled at
-        micro).
+      scale: "femto" (k=8), "pico" (16), "nano" (32), "micro" (64), "milli" (128), "centi" (256) or "deci" (512): widths
+        3k/4k/5k, depths 4:4:5 (doubled from micro on, and again at deci).
       ladder: "clean" (one recipe for all sizes: RMSNorm, SwiGLU, full multi-head attention), "family" (each
         keeps its member's own architecture: grouped-query heads, phi-3-small's norm, activation and sparsity), or
         "width" (clean, and widths 2k to 7k at one depth and one mlp ratio, so that nothing but the width differs).

@@ -44,7 +44,7 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture
 def compiled_anew() -> Iterator[None]:
-    """No cache on disk: what an earlier test put there would be compiled by nobody, who would warn.
+    """No cache on disk, which an earlier test may have turned on: nobody compiles what comes from there, or warns.
 
     jax asks once in a process whether it has such a cache, so it is made to ask again.
     """

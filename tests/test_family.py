@@ -28,7 +28,10 @@ def test_published_parameter_counts(member: str) -> None:
 @pytest.mark.parametrize("scale,ladder", itertools.product(family.SCALES, ("clean", "family")))
 def test_proxies_keep_the_ratio_of_non_embedding_parameters(scale: str, ladder: str) -> None:
     sizes = [family.proxy(m, scale, ladder).matrix_params for m in family.MEMBERS]
-    base = {"femto": 27_648, "pico": 110_592, "nano": 442_368, "micro": 3_538_944}[scale]
+    base = {
+        "femto": 27_648, "pico": 110_592, "nano": 442_368, "micro": 3_538_944, "milli": 14_155_776, "centi": 56_623_104,
+        "deci": 452_984_832,
+    }[scale]  # fmt: skip
     assert sizes[0] == base
     # 1 : 1.93 : 3.76 exactly: 52/27 and 5,200/1,382.4 of mini.
     assert sizes[1] * 27 == sizes[0] * 52

@@ -13,7 +13,8 @@ from phi3_jax import family
 from phi3_jax.errors import UserError
 from phi3_jax.experiment import SOURCES, Arm, arms_of
 
-K_FACTS = {"femto": 0.25, "pico": 1, "nano": 4, "micro": 32}  # facts grow with the parameters
+# facts grow with the parameters; names are pairs of ids, so that no universe is larger than micro's
+K_FACTS = {"femto": 0.25, "pico": 1, "nano": 4, "micro": 32}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,8 @@ from phi3_jax.interop import templates
 from phi3_jax.records.files import read_json
 from phi3_jax.study.arms import K_FACTS
 
-WINDOWS = {
-    "femto": 256,
-    "pico": 256,
-    "nano": 256,
-    "micro": 1024,
-}  # tokens of a window of text, where nothing else is said
+# tokens of a window of text, where nothing else is said
+WINDOWS = {"femto": 256, "pico": 256, "nano": 256, "micro": 1024, "milli": 1024, "centi": 2048, "deci": 2048}
 
 
 def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:

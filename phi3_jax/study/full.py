@@ -114,7 +114,9 @@ def _chosen(config: Any, full: Sequence[FullRun], device: tuple[str, int, float]
         return config.scale, f"attached: {have}; scale={config.scale} asked for"
     if fits or config.scale == "full":
         if not full:
-            raise UserError(f"sizes={','.join(config.sizes)} have no released model; use scale=pico, nano or micro")
+            raise UserError(
+                f"sizes={','.join(config.sizes)} have no released model; use a scale of proxies: {', '.join(family.SCALES)}"
+            )
         if not fits:
             raise UserError(
                 f"scale=full: {biggest} needs {human_bytes(needed)}, there are {human_bytes(there)} ({count} x {kind}); "

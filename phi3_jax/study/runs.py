@@ -26,6 +26,7 @@ from phi3_jax.records.files import read_state
 from phi3_jax.study.arms import parts
 from phi3_jax.study.data import called
 from phi3_jax.study.full import FULL_BATCH_TOKENS, FULL_BUDGET, token_budget
+from phi3_jax.study.grow import grown
 from phi3_jax.units import human_count
 
 FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch holds 11 of facts and 33 of reasoning
@@ -46,7 +47,7 @@ def plan_study(
     if init:
         content = recorded(folder, init) if content is None else content
         runs = [dataclasses.replace(run, init=init, init_content=content) for run in runs]
-    return _under_former_names(runs, folder)
+    return grown(_under_former_names(runs, folder), folder)
 
 
 def _under_former_names(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
@@ -84,8 +85,14 @@ def budgets_of(config: Any, scale: str, size: str) -> list[int]:
     """Token budgets of one size, smallest first; (0,) where the data decide, of which so many epochs are asked for."""
     if config.train.epochs:
         return [0]
+    given = {"budgets": config.budgets, "ratios": config.ratios, "flops": config.flops}
+    if len(named := [name for name, values in given.items() if values]) > 1:
+        raise UserError(f"{' and '.join(named)} are both given; each decides the tokens of every size, so give one")
     if config.budgets:
         return sorted(set(config.budgets))
+    if config.ratios or config.flops:
+        params = model_of(config, scale, size, 320).matrix_params  # without the embedding, and so of any vocabulary
+        return sorted({round(r * params) for r in config.ratios} | {round(c / (6 * params)) for c in config.flops})
     tokens = token_budget(config.tokens, size)
     if scale != "full" and tokens >= FULL_BUDGET:
         tokens = family.REFERENCE_TOKENS[scale] * tokens / family.MATCHED_TOKENS
@@ -144,6 +151,8 @@ def plan_runs(
                 budgets = [per_step * max(1, round(train.epochs * windows / batch))]
             else:
                 budgets = budgets_of(config, scale, size)
+            if (config.ratios or config.flops) and not config.data.repeat:
+                _require_unseen(size, max(budgets), manifest)
             if budgets[0] < per_step:
                 raise UserError(
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
@@ -167,6 +176,20 @@ def plan_runs(
             )  # fmt: skip
             runs += _budget_runs(stem, asked, per_step, shared, train.checkpoint_every)
     return runs
+
+
+def _require_unseen(size: str, budget: int, manifest: Mapping[str, Any]) -> None:
+    """UserError where text is passed over more than once; facts are, by design, and what is fresh never is."""
+    if manifest["kind"] == "facts":
+        return
+    whole = sum(source["weight"] for source in manifest["sources"])
+    for source in manifest["sources"]:
+        wanted, there = budget * source["weight"] / whole, source["windows"] * manifest["window"]
+        if wanted > there:
+            raise UserError(
+                f"{size} needs {wanted:,.0f} tokens of {source['name']}, which has {there:,}; ask for less, give more "
+                "text, or allow repetition with --config.data.repeat=true"
+            )
 
 
 def require_frozen(config: Any) -> None:
@@ -247,12 +270,16 @@ def model_of(config: Any, scale: str, size: str, vocab: int) -> ModelConfig:
 def _budget_runs(
     stem: str, asked: Mapping[int, int], per_step: int, shared: dict[str, Any], every: int | None
 ) -> list[RunConfig]:
-    """The trunk (largest budget) and its forks, or one run per budget under cosine; `asked`: {steps: tokens asked for}."""
+    """The trunk (largest budget) and its forks, or one run per budget under cosine; `asked`: {steps: tokens asked for}.
+
+    A trunk keeps the states that its forks leave from, and the one before its own decay, from which it can be gone on.
+    """
     name = lambda s: f"{stem}-{budget_name(asked[s]) if asked[s] else human_count(s * per_step)}"  # noqa: E731
     largest, optim = max(asked), shared["optim"]
     wsd = optim.schedule == "wsd"
     forks = {s: decay_start(s, optim.decay) for s in sorted(asked) if s != largest} if wsd else {}
     forks = {s: start for s, start in forks.items() if start > 0}
+    kept = tuple(sorted({*forks.values(), decay_start(largest, optim.decay)} - {0})) if wsd else ()
     runs = []
     for s in sorted(asked, reverse=True):
         start = forks.get(s, 0)
@@ -264,7 +291,7 @@ def _budget_runs(
                 trunk_steps=largest if wsd else s,
                 start_step=start,
                 parent=name(largest) if start else None,
-                keep_steps=tuple(forks.values()) if s == largest else (),
+                keep_steps=kept if s == largest else (),
                 checkpoint_every=every or max(1, -(-s // 10)),
                 **shared,
             )
@@ -335,5 +362,5 @@ def before_forecast(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict[st
     if min(len({r.model.matrix_params for r in left}), len({r.budget for r in left})) < 3:
         return None
     trunks = {r.parent for r in left if r.parent}
-    pauses = {r.name: max(r.keep_steps) for r in runs if r.name in trunks}
+    pauses = {name: max(r.start_step for r in left if r.parent == name) for name in trunks if name}
     return [r for r in runs if r in left or r.name in trunks], pauses
