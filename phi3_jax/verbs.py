@@ -178,6 +178,48 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
     cached=True,
 )  # fmt: skip
 
+EXTEND = Command(
+    "extend",
+    """Gives a model a longer window: searches its RoPE factors.
+
+Writes factors.json (Hugging Face's form, with every baseline's fitness) and a run with the new window, which load,
+generate, evaluate and export take. Type the same command again, and a search that was stopped goes on.""",
+    "phi3_jax.extension.command:command",
+    {
+        "model": Flag(local(f"{_MODEL}; with a tokenizer"), "RUN|hf:FOLDER", needed=True),
+        "to": Flag(
+            word("the new window: a multiple of the original, as 8x, or tokens, as 131072 or 128k", None), needed=True
+        ),
+        "original": Flag(
+            whole("length that is stretched, L0; without, a run's training windows, or the context", None, 2, 2**24)
+        ),
+        "method": Flag(
+            word(
+                "longrope2: factors of s and more from a critical pair on, NTK-like before; longrope: all; closed forms",
+                "longrope2", "longrope2", "longrope", "yarn", "ntk", "pi",
+            )
+        ),
+        "factors": Flag(local("a list that is taken as it is: a factors.json, or a config.json with LongRoPE"), "FILE"),
+        "fitness": Flag(
+            word(
+                "what a list is judged by: needles' answers, text beyond the original length, or the mean of both",
+                "both", "both", "needle", "text",
+            )
+        ),
+        "data": Flag(
+            local("text with documents longer than the target: a path or pydocs; without, what the run trained on"),
+            "SPEC",
+        ),
+        "text_field": Flag(word("field of JSON lines that holds the text", "text")),
+        "evaluations": Flag(whole("lists that the search tries", 1344, 1, 10**7)),
+        "seed": Flag(whole("of rows and search", 0, 0, 2**62)),
+        "out": Flag(local("the folder that is written"), "RUN", needed=True),
+    },
+    "--model runs/NAME --to 8x --data PATH --out runs/NAME-8x",
+    "python launch/extend.py",
+    cached=True,
+)  # fmt: skip
+
 CONVERT = Command(
     "convert",
     """Converts released weights to a run, and back; adapters of PEFT too.
@@ -466,8 +508,8 @@ Prints one JSON object per line: {"run", ...progress}, {"run", "status"}, or {"e
 TABLE = {
     command.name: command
     for command in (
-        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER, REPORT, PROBE,
-        VERDICT, LAUNCH, WORKER,
+        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER,
+        REPORT, PROBE, VERDICT, LAUNCH, WORKER,
     )
 }  # fmt: skip
 
