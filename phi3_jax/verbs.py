@@ -318,6 +318,30 @@ same fingerprint; an unchanged request on a whole data set is skipped.""",
     more="phi3_jax.data.export:with_options",
 )
 
+CURATE = Command(
+    "curate",
+    """Makes a corpus of raw pages: rules, duplicates, personal data, and a report of what each step dropped.
+
+Needs pip install -e '.[curate]'. The same command goes on where it was stopped. Into --output go parts/ (the corpus, which
+data=OUTPUT trains on), rejected/ (with reasons), report.html, and manifest.json. The file of --config says which rules
+there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
+    "phi3_jax.curation.command:command",
+    {
+        "config": Flag(
+            local("the curation, and words that its file documents: experiments/curation.py:fineweb"),
+            "FILE[:WORDS]", needed=True,
+        ),
+        "input": Flag(local("a file or folder of text, JSON lines or parquet"), "PATH", repeated=True),
+        "more": Flag(local("further inputs, as a shell makes of crawl/*.jsonl.gz"), "PATH", repeated=True, bare=True),
+        "output": Flag(local("the folder of the corpus"), "FOLDER"),
+        "engine": Flag(word("this machine, or Ray (pip install 'daft[ray]')", "native", "native", "ray")),
+        "workers": Flag(whole("processes; without, one a core", None, 1, 4096)),
+    },
+    "--config experiments/curation.py --input FOLDER --output curated/mine",
+    "python launch/curate.py",
+    more="phi3_jax.curation.config:with_keys",
+)  # fmt: skip
+
 # What a command about a table of runs takes.
 OF_TABLE: dict[str, Flag] = {
     "table": Flag(local("csv file, one line per run; of a study: its runs.csv"), "TABLE", needed=True, bare=True),
@@ -490,8 +514,8 @@ Prints one JSON object per line: {"run", ...progress}, {"run", "status"}, or {"e
 TABLE = {
     command.name: command
     for command in (
-        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, FIT, FORECAST, POWER, REPORT, PROBE,
-        VERDICT, LAUNCH, WORKER,
+        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER,
+        REPORT, PROBE, VERDICT, LAUNCH, WORKER,
     )
 }  # fmt: skip
 

@@ -34,16 +34,23 @@ TEXT_BATCH_TOKENS = 2048
 
 
 def plan_study(
-    config: Any, scale: str, manifests: Mapping[Path, Any], folder: Path, devices: int, content: str | None = None
+    config: Any,
+    scale: str,
+    manifests: Mapping[Path, Any],
+    folder: Path,
+    devices: int,
+    content: str | None = None,
+    on_cpu: bool = True,
 ) -> list[RunConfig]:
     """All runs of a study in `folder`; `manifests` are those of its parts' data, by `Part.data`.
 
-    `content` is that of the weights `train.init`; by default what the study has written down.
+    `content` is that of the weights `train.init`; by default what the study has written down. Products of a model of a
+    released size are in bfloat16, of those that are given `on_cpu` in float32.
     """
     runs, init = [], config.train.init
     for part in parts(config, scale):
         data = manifests[part.data]
-        runs += plan_runs(part.config, scale, data, folder / part.data, devices, part.arm)
+        runs += plan_runs(part.config, scale, data, folder / part.data, devices, part.arm, on_cpu)
     if init:
         content = recorded(folder, init) if content is None else content
         runs = [dataclasses.replace(run, init=init, init_content=content) for run in runs]
@@ -70,6 +77,11 @@ def recorded(folder: Path, init: str) -> str:
     runs = read_state(folder / "study.json").get("runs")
     found = [r.get("init_content") for r in runs if r.get("init") == init] if isinstance(runs, list) else []
     return str(found[0] or "") if found else ""
+
+
+def dtype_of(config: Any, half: bool) -> str:
+    """The dtype of products: what is asked for, or bfloat16 where that halves the work."""
+    return config.train.dtype or ("bfloat16" if half else "float32")
 
 
 def strategy_of(config: Any, slices: int = 1) -> str:
@@ -110,7 +122,8 @@ def _optim(config: Any, full: bool) -> OptimConfig:
     return dataclasses.replace(FULL_OPTIM if full else PROXY_OPTIM, **given)
 
 
-def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices: int) -> int:
+def batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices: int) -> int:
+    """Windows of a batch: what is asked for or goes with the scale, in whole rows of the mesh."""
     window, train = manifest["window"], config.train
     if train.batch_tokens:
         windows = train.batch_tokens // window
@@ -125,7 +138,13 @@ def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices
 
 
 def plan_runs(
-    config: Any, scale: str, manifest: Mapping[str, Any], folder: Path, devices: int, arm: str = ""
+    config: Any,
+    scale: str,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    devices: int,
+    arm: str = "",
+    on_cpu: bool = True,
 ) -> list[RunConfig]:
     """All runs of a study without arms, or of one arm; trunks before their forks.
 
@@ -133,7 +152,7 @@ def plan_runs(
     With cosine every budget is a run of its own.
     """
     full, train = scale == "full", config.train
-    batch = _batch_windows(config, scale, manifest, devices)
+    batch = batch_windows(config, scale, manifest, devices)
     per_step = batch * manifest["window"]
     source = called(config.data.source or SOURCE, folder, manifest["fingerprint"])
     data = DataConfig(source, str(folder), manifest["fingerprint"], manifest["window"], manifest["vocab"])
@@ -165,9 +184,9 @@ def plan_runs(
                 accumulation=train.accumulation, preference=pairs,
                 lora=lora_of(config, model), base_dtype=train.base_dtype,
                 weighting=train.weighting if train.weighting != own else "",  # a run that says the same is the same run
-                dtype=train.dtype or ("bfloat16" if full else "float32"),
+                dtype=dtype_of(config, large and (full or not on_cpu)),
                 remat=train.remat or ("full" if large else "none"),
-                strategy=strategy_of(config, train.slices) if full or train.strategy != "auto" else "dp",
+                strategy=strategy_of(config, train.slices) if large or train.strategy != "auto" else "dp",
                 context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,
                 attention=train.attention, unroll=not large,
                 log_every=train.log_every, eval_points=train.eval_points, keep_latest=train.keep_latest,
