@@ -149,12 +149,18 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             word(
                 "phi3_report: the benchmarks of the Phi-3 report, with its shots; lm-eval:TASK,TASK: tasks of lm-eval by "
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
-                "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml",
+                "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
+                "needles, RULER's tasks and loss by position at --lengths",
                 "phi3_report",
             ),
             "SUITE",
         ),
         "tasks": Flag(word("some of the suite's benchmarks: arc_challenge,mt_bench; without, all with data", None), "A,B"),
+        "lengths": Flag(
+            word("longcontext: tokens of prompt and answer, such as 1k,2k; without, doubling up to the context", None),
+            "N,N",
+        ),
+        "depths": Flag(whole("longcontext: places of a needle in the text, evenly; without, 10", None, 1, 1000)),
         "scoring": Flag(
             word(
                 "of benchmarks with options: letter (the report's way), harness (log-likelihoods), or both",

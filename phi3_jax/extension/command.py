@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from phi3_jax.configs import LongRope, ModelConfig, config_diff, shown_changes
+from phi3_jax.data import long_rows as made_of
 from phi3_jax.data import needles, sources
+from phi3_jax.data.long_rows import Rows
 from phi3_jax.errors import UserError
 from phi3_jax.extension import lists, search
-from phi3_jax.extension import rows as made_of
 from phi3_jax.extension.asked import Asked, asked, identity
-from phi3_jax.extension.forward import Judge
-from phi3_jax.extension.rows import Rows
+from phi3_jax.inference.forward import Judge
 from phi3_jax.interop import huggingface, loading
 from phi3_jax.interop.content import content
 from phi3_jax.models.spec import count_params, param_specs
@@ -227,14 +227,6 @@ def _chosen(
     return result.best, result.curve
 
 
-def bins(original: int, target: int) -> list[tuple[int, int]]:
-    """Positions in bins that double from the original length on: (0, L0), (L0, 2 L0), .."""
-    found = [(0, original)]
-    while found[-1][1] < target:
-        found.append((found[-1][1], min(2 * found[-1][1], target)))
-    return found
-
-
 def unseen(
     judge: Judge, evaluation: Mapping[str, Rows], factors: Sequence[float], scale: float, original: int
 ) -> dict[str, Any]:
@@ -243,7 +235,7 @@ def unseen(
     for name, one in evaluation.items():
         nll, hit = judge(one, factors, scale)
         if name == "text":
-            parts = bins(original, nll.shape[1])
+            parts = made_of.bins(original, nll.shape[1])
             found["text"] = {f"{a}-{b}": float(nll[:, a:b].mean()) for a, b in parts}
             found["beyond"] = float(nll[:, original:].mean())
         else:

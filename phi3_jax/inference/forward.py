@@ -1,4 +1,4 @@
-"""Losses of rows under any list of factors, by one compiled program to which the list is an argument."""
+"""Losses of long rows: under a model's own lists, or under any list, which is an argument of one compiled program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
-from phi3_jax.extension.rows import Rows
+from phi3_jax.data.long_rows import Rows
 from phi3_jax.models import decoder, rotary
 from phi3_jax.models.layout import ANYWHERE, Layout, join, per_device, spec_of
 from phi3_jax.models.spec import Tree
@@ -30,8 +30,8 @@ def scores(
     targets: jax.Array,
     index: jax.Array,
     positions: jax.Array,
-    factors: jax.Array,
-    scale: jax.Array,
+    factors: jax.Array | None,
+    scale: jax.Array | None,
     cfg: ModelConfig,
     dtype: Any = jnp.float32,
     layout: Layout = ANYWHERE,
@@ -40,10 +40,11 @@ def scores(
 
     Args:
       tokens, targets, positions: (n, T).
-      factors, scale: the list (head_dim/2,) at every position, and the factor on cos and sin; both have gradients.
+      factors, scale: a list (head_dim/2,) at every position, and the factor on cos and sin; both have gradients. None:
+        what the config says.
       layout: where activations lie on a mesh.
     """
-    table = rotary.table_of(positions, cfg, factors, scale)
+    table = None if factors is None or scale is None else rotary.table_of(positions, cfg, factors, scale)
     hidden = decoder.hidden_states(params, tokens, cfg, positions=positions, dtype=dtype, rope=table, layout=layout)
     params = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
 
@@ -74,21 +75,21 @@ class Judge:
         self._program = jax.jit(program)
 
     def __call__(
-        self, rows: Rows, factors: Sequence[float] | np.ndarray, scale: float
+        self, rows: Rows, factors: Sequence[float] | np.ndarray | None = None, scale: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(nll, hit), both (n, c), of the positions that count."""
+        """(nll, hit), both (n, c), of the positions that count; under the model's own lists where none is given."""
         length = rows.tokens.shape[1]
         positions = np.broadcast_to(np.arange(length), rows.tokens.shape)
         at_once = self._shards * max(1, min(TOKENS // length, math.ceil(len(rows) / self._shards)))
         found = []
         with jax.set_mesh(self._mesh):
-            lists = jnp.asarray(np.asarray(factors, np.float32)), jnp.float32(scale)
+            given = None if factors is None else (jnp.asarray(np.asarray(factors, np.float32)), jnp.float32(scale))
             for start in range(0, len(rows), at_once):
                 some = [part[start : start + at_once] for part in (rows.tokens, rows.targets, rows.index, positions)]
                 count = len(some[0])
                 padded = [np.concatenate([x, np.repeat(x[-1:], at_once - count, axis=0)]) for x in some]
                 placed = [jax.device_put(np.ascontiguousarray(x, np.int32), self._sharding) for x in padded]
-                out = self._program(self._params, *placed, *lists)
+                out = self._program(self._params, *placed, *(given or (None, None)))
                 found.append([np.asarray(x)[:count] for x in out])
         nll, hit = (np.concatenate(part) for part in zip(*found, strict=True))
         return nll, hit

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import read_golden, write_folder
 
 from phi3_jax import family
-from phi3_jax.extension import forward, lists, rows
+from phi3_jax.data import long_rows as rows
+from phi3_jax.extension import lists
+from phi3_jax.inference import forward
 from phi3_jax.interop import loading
 from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params, param_specs
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import make_mesh
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "models"))
+from reference import read_golden, write_folder
 
 CFG = family.proxy("mini", "pico", "clean", vocab=40)
 TASK = lists.Task(16, 10000.0, 16, 4.0)

@@ -74,7 +74,7 @@ def pieces(documents: Iterable[str], tokenizer: Tokenizer, size: int) -> Pieces:
     """
     found = Pieces(size, {side: [] for side in SIDES})
     for document in documents:
-        here = _side(document)
+        here = side_of(document)
         ids = np.asarray(tokenizer.encode(document), np.int32)
         found.longest, found.documents = max(found.longest, ids.size), found.documents + 1
         side = found.sides[here]
@@ -87,7 +87,8 @@ def pieces(documents: Iterable[str], tokenizer: Tokenizer, size: int) -> Pieces:
     return found
 
 
-def _side(document: str) -> str:
+def side_of(document: str) -> str:
+    """Which of `SIDES` a document is on, by a hash of its text."""
     shares = (HELD_OUT / 2, HELD_OUT, 1.0)
     return next(side for side, share in zip(SIDES, shares, strict=True) if text.is_held_out(document, share))
 
@@ -109,3 +110,11 @@ def needle_rows(found: Pieces, side: str, count: int, form: needles.Form, seed: 
     depths = [(i % DEPTHS + 0.5) / DEPTHS for i in range(count)]
     ids = np.stack([needles.question(p[: length + 1], form, rng, d) for p, d in zip(drawn, depths, strict=True)])
     return of_ids(ids, length - form.value)
+
+
+def bins(first: int, last: int) -> list[tuple[int, int]]:
+    """Positions in bins that double: (0, first), (first, 2 first), .. up to `last`."""
+    found = [(0, min(first, last))]
+    while found[-1][1] < last:
+        found.append((found[-1][1], min(2 * found[-1][1], last)))
+    return found
