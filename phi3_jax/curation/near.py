@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phi3_jax.curation import shingles, store
-from phi3_jax.curation.config import Step
 from phi3_jax.curation.documents import texts_of
+from phi3_jax.curation.rule import Step
 
 if TYPE_CHECKING:
     from phi3_jax.curation.work import Work
