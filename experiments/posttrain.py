@@ -23,6 +23,8 @@ Words:
     lr=<rate>                 peak learning rate; default 2e-5, dpo 1e-6, TRL's for full fine-tuning of released models,
                               and with lora= ten times that. A proxy of some 100,000 parameters wants about 1e-3
     lora=<rank>               trains adapters of this rank and keeps the weights as they are (bfloat16 on accelerators)
+    topology=h200:1           hardware to plan for (launch/plan.py); data may then be left out, and model may be mini, small
+                              or medium, of which no weights are needed
     continue=true             model is a run of lora=: goes on with its adapters, on its base
     name=<name>               the study is runs/<name>
 
@@ -44,14 +46,14 @@ METHODS = {  # rows, and peak rate and epochs, which are TRL's defaults
 }
 WORDS = {
     "model": str, "data": str, "epochs": TABLE["train.epochs"], "lr": TABLE["optim.peak_lr"], "name": str,
-    "lora": TABLE["lora.rank"], "continue": TABLE["lora.continued"],
+    "lora": TABLE["lora.rank"], "continue": TABLE["lora.continued"], "topology": TABLE["topology"],
 }  # fmt: skip
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     method, words = parse_arguments(argument, tuple(METHODS), WORDS)
-    for word in ("model", "data"):
+    for word in ("model", *(() if words.get("topology") else ("data",))):
         if not words.get(word):
             raise UserError(f"{method} needs {word}=; for example {method},model=runs/mini,data=rows.jsonl")
     rows, rate, epochs = METHODS[method]
@@ -65,7 +67,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )  # fmt: skip
     config.train.epochs = epochs
     config.data.rows = rows
-    words["data"] = f"chats:{words['data']}"
+    words["data"] = f"chats:{words.get('data', '')}"
     keys = {"data": "data.source", "model": "train.init", "epochs": "train.epochs", "lr": "optim.peak_lr"}
     keys |= {"lora": "lora.rank", "continue": "lora.continued"}
     return apply(config, words, keys)

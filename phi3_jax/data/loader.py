@@ -395,19 +395,19 @@ def eval_batches(
 
 
 def source_batches(
-    ds: Dataset, number: int, batch_windows: int, rows: np.ndarray | None = None
+    ds: Dataset, number: int, batch_windows: int, rows: np.ndarray | None = None, begin: int = 0
 ) -> Iterator[tuple[Batch, int]]:
-    """As `eval_batches`, over all windows of a source, by its number in the manifest."""
-    yield from _in_order(ds, ds.manifest["sources"][number], batch_windows, rows)
+    """As `eval_batches`, over the windows of a source, by its number in the manifest, from the window `begin` on."""
+    yield from _in_order(ds, ds.manifest["sources"][number], batch_windows, rows, begin)
 
 
 def _in_order(
-    ds: Dataset, entry: dict[str, Any], batch_windows: int, rows: np.ndarray | None
+    ds: Dataset, entry: dict[str, Any], batch_windows: int, rows: np.ndarray | None, begin: int = 0
 ) -> Iterator[tuple[Batch, int]]:
     size = entry["windows"] * record_dtype(ds.window, ds.vocab).itemsize
     rows = np.arange(batch_windows) if rows is None else rows
     source = ds._source(entry, len(rows) == batch_windows and size <= RESIDENT_BYTES)
-    for start in range(0, len(source), batch_windows):
+    for start in range(begin, len(source), batch_windows):
         numbers = start + rows
         batch = _to_batch(source.take(numbers[numbers < len(source)]))
         missing = int(np.count_nonzero(numbers >= len(source)))

@@ -314,6 +314,12 @@ def folder_config(folder: Path, window_rule: str = "transformers") -> ModelConfi
     return hf_config.from_config(files.read_json(folder / "config.json"), folder.resolve().name, window_rule)
 
 
+def config_of(path: str | Path) -> ModelConfig:
+    """The model of "hf:FOLDER" or a run, from its config.json alone."""
+    text = str(path)
+    return folder_config(Path(text[3:])) if text.startswith("hf:") else run_config(find_run(Path(text))[0])
+
+
 def find_run(path: Path) -> tuple[Path, int | None]:
     """(run folder, step or None for the newest) of a run, its checkpoints folder, one checkpoint, or a study of one run."""
     step = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from phi3_jax.chips import Topology
 from phi3_jax.configs import ModelConfig
@@ -63,16 +64,19 @@ def meshes(model: ModelConfig, topology: Topology, length: int) -> Iterator[tupl
 
 
 def candidates(
-    model: ModelConfig, topology: Topology, length: int, tokens: int, exact: bool, optimizer: str = "adamw"
+    model: ModelConfig, topology: Topology, length: int, tokens: int, exact: bool, **how: Any
 ) -> Iterator[Candidate]:
-    """Everything that divides; with `exact` only a batch of just `tokens`, else one of at least that many."""
+    """Everything that divides; with `exact` only a batch of just `tokens`, else one of at least that many.
+
+    `how`: further fields of `Setup`, which every candidate has.
+    """
     for strategy, sizes in meshes(model, topology, length):
         unit = row_ways(sizes) * length
         batch = tokens if exact else math.ceil(tokens / unit) * unit
         if batch % unit:
             continue
         for parts in _divisors(batch // unit):
-            setup = Setup(model, topology, strategy, sizes, length, batch // length, parts, optimizer=optimizer)
+            setup = Setup(model, topology, strategy, sizes, length, batch // length, parts, **how)
             try:
                 setup.check()
             except UserError:
@@ -87,7 +91,7 @@ def best(
     length: int,
     tokens: int = MIN_BATCH,
     exact: bool = False,
-    optimizer: str = "adamw",
+    **how: Any,
 ) -> Candidate:
     """The candidate that fits with the most predicted tokens per second.
 
@@ -98,11 +102,12 @@ def best(
       length: of a sequence, in tokens.
       tokens: of a global batch, at least; a batch more than `MAX_GROWTH` times larger is taken only if none else fits.
       exact: whether the batch must have just `tokens`.
+      how: further fields of `Setup`: optimizer, lora.
 
     Raises:
       UserError: nothing divides, or nothing fits; says what the least demanding one needs.
     """
-    found = list(candidates(model, topology, length, tokens, exact, optimizer))
+    found = list(candidates(model, topology, length, tokens, exact, **how))
     if not found:
         raise UserError(
             f"{model.name} on {topology.text}: no strategy divides {topology.devices} devices and a batch of {tokens:,} "

@@ -159,9 +159,19 @@ def _weights(setup: Setup) -> list[Collective]:
         passes = 2 if name == "layers" and setup.remat != "none" else 1
         if setup.layout.gathers:
             rows += moved(setup, f"{name}: weights", "all-gather", axes, size * passes * times)
-            rows += moved(setup, f"{name}: gradients", "reduce-scatter", axes, size * times)
-        rows += moved(setup, f"{name}: gradients", "all-reduce", rest, size * times / setup.ways(axes))
+        if not setup.lora:
+            rows += _reduced(setup, name, size * times, axes, rest)
+    if setup.lora:  # the frozen have no gradients
+        rows += _reduced(setup, "adapters", float(MASTER * sum(s.size for _, s in setup.trained)) * times, stored, rest)
     return rows
+
+
+def _reduced(setup: Setup, name: str, size: float, axes: Axes, rest: Axes) -> list[Collective]:
+    """Gradients of `size` bytes, of parameters that are cut over `axes`."""
+    rows = []
+    if setup.layout.gathers:
+        rows += moved(setup, f"{name}: gradients", "reduce-scatter", axes, size)
+    return rows + moved(setup, f"{name}: gradients", "all-reduce", rest, size / setup.ways(axes))
 
 
 def _activations(setup: Setup) -> list[Collective]:

@@ -123,7 +123,7 @@ def predict(setup: Setup) -> Memory:
         parameters=stored_padded(setup, lambda spec: MASTER)
         + (setup.frozen_bytes * stored_params(setup) if setup.lora else 0.0),
         optimizer=stored_padded(setup, optimizer(setup.optimizer).state_bytes),
-        batch=BATCH_ARRAYS * 4 * tokens,
+        batch=(BATCH_ARRAYS + setup.pairs) * 4 * tokens,
         gradients=gradients,
         activations=activations,
         logits=logits,

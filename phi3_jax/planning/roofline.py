@@ -32,9 +32,9 @@ from phi3_jax.planning.memory import (
     layer_params,
     layer_values,
     state_bytes,
-    stored_params,
+    trained_params,
 )
-from phi3_jax.planning.setup import Setup
+from phi3_jax.planning.setup import Setup, adapters
 
 # Parts of a layer that the backward pass makes again, by remat policy. Attention is made again wherever its log normalisers
 # are not kept; the MLP's last product and the output matrix never are.
@@ -49,7 +49,7 @@ TILES = MappingProxyType({"tpu": (1024, 1024), "gpu": (128, 128), "cpu": (256, 2
 BLOCK_KEYS = 128
 # HBM traffic, rough. Of a gathered weight: written and read in the forward pass, written and read twice in the backward,
 # its gradient written and read; of a layer's tensor in each pass: written and read.
-WEIGHT_PASSES, TENSOR_READS = 7, 2
+WEIGHT_PASSES, GRADIENT_PASSES, TENSOR_READS = 7, 2, 2
 TRAVELS = ("residual", *KEPT["none"][:8])  # the others stay in fused loops
 
 
@@ -92,7 +92,7 @@ def with_collectives(setup: Setup, found: Iterable[Collective]) -> Roofline:
     chip = setup.topology.chip
     tokens = setup.batch_tokens / setup.devices
     convention = flops.masked(setup.model)
-    model = flops.train_flops_per_token(setup.model, setup.sequence_length, convention) * tokens
+    model = flops.train_flops_per_token(setup.model, setup.sequence_length, convention, setup.lora) * tokens
     hardware = hardware_flops_per_token(setup) * tokens
     moved = tuple(found)
     seconds = {
@@ -133,9 +133,20 @@ def hardware_flops_per_token(setup: Setup) -> float:
         "out": model.embed * model.heads * model.head_dim,
         "gate_up": 2 * model.embed * model.mlp,
     }
-    matrices = 6 * flops.matmul_params(model) + 2 * model.layers * sum(per_layer.get(name, 0) for name in again)
-    products = FORWARD_PRODUCTS * (1 + ("attention" in again)) + BACKWARD_PRODUCTS[setup.topology.chip.platform]
-    return matrices + products * 2 * padded_head(setup) * pairs_per_token(setup)
+    # Forward, gradient of what enters, gradient of the matrix: frozen ones have no third.
+    products = 4 if setup.lora else 6
+    matrices = products * flops.matmul_params(model) + 2 * model.layers * sum(per_layer.get(name, 0) for name in again)
+    if setup.lora:
+        matrices += 6 * sum(spec.size for _, spec in adapters(model, setup.lora))
+    scores = FORWARD_PRODUCTS * (1 + ("attention" in again)) + BACKWARD_PRODUCTS[setup.topology.chip.platform]
+    return matrices + scores * 2 * padded_head(setup) * pairs_per_token(setup)
+
+
+def forward_seconds(setup: Setup, tokens: float) -> float:
+    """Least seconds of one forward pass over so many tokens, of all devices at their full rate."""
+    attention = FORWARD_PRODUCTS * 2 * padded_head(setup) * pairs_per_token(setup)
+    each = 2 * flops.matmul_params(setup.model) + attention
+    return tokens * each / (setup.devices * setup.topology.chip.peak_flops)
 
 
 def padded_head(setup: Setup) -> int:
@@ -192,8 +203,9 @@ def _tiled(
 
 def hbm_bytes(setup: Setup) -> float:
     """Rough bytes a device reads and writes in a step: weights, optimiser, a layer's tensors in each pass, logits."""
-    weights = WEIGHT_PASSES * setup.value_bytes * layer_params(setup) * setup.model.layers * setup.accumulation
-    optimizer = 2 * (MASTER + GRADIENT * setup.accumulation) * stored_params(setup) + 2 * state_bytes(setup)
+    passes = WEIGHT_PASSES - (GRADIENT_PASSES if setup.lora else 0)
+    weights = passes * setup.value_bytes * layer_params(setup) * setup.model.layers * setup.accumulation
+    optimizer = 2 * (MASTER + GRADIENT * setup.accumulation) * trained_params(setup) + 2 * state_bytes(setup)
     passes = 3 if setup.remat == "none" else 4  # forward, again, and a gradient for each tensor and weight
     layer = sum(n for name, n in layer_values(setup).items() if name in TRAVELS) * setup.value_bytes
     tensors_moved = TENSOR_READS * passes * layer * setup.model.layers * setup.accumulation

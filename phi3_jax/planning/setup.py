@@ -43,6 +43,7 @@ class Setup:
       optimizer: its name in `keys.OPTIMIZERS`.
       lora: adapters that are trained in the place of the parameters, or None.
       frozen_bytes: bytes of a value of those parameters then.
+      pairs: the batch holds preference pairs, and so the reference's log-probabilities.
     """
 
     model: ModelConfig
@@ -57,6 +58,7 @@ class Setup:
     optimizer: str = "adamw"
     lora: LoraConfig | None = None
     frozen_bytes: int = 2
+    pairs: bool = False
 
     @property
     def trained(self) -> tuple[tuple[str, ParamSpec], ...]:

@@ -41,7 +41,7 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
 
         own = loading.kept_folder(config.train.init) if config.train.init else None
         given["tokenizer"] = str(own) if own and data.tokenizer == "bytes" else data.tokenizer
-        given["template"] = data.template or templates.named_by(Path(given["tokenizer"])) or ""
+        given["template"] = data.template or templates.named_by(tokenizers.place(given["tokenizer"])) or ""
     if "universe" in takes:
         universe = data.universe or 9000 * K_FACTS.get(scale, 32)
         # Names are pairs of ids: 65,536 persons fit a pool of 256; older studies of more have 1,024.

@@ -14,7 +14,7 @@ import numpy as np
 from phi3_jax import distributed
 from phi3_jax.configs import ModelConfig, RunConfig
 from phi3_jax.errors import UserError
-from phi3_jax.family import GIVEN
+from phi3_jax.family import GIVEN, RELEASED
 from phi3_jax.interop import loading
 from phi3_jax.interop.content import content
 from phi3_jax.models.decoder import logit_scale
@@ -47,6 +47,8 @@ def check(config: Any, scale: str, folder: Path) -> tuple[str, str]:
         return "", ""
     gone = not Path(init.removeprefix("hf:")).exists()
     if gone and scale == GIVEN:
+        if init in RELEASED:
+            raise UserError(f"{init} is a name to plan with; to train, name a run or hf:FOLDER with its weights")
         raise UserError(
             f"{init} is gone: scale=given takes model, tokenizer and template from it; put it back to go on"
         )

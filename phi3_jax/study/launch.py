@@ -80,7 +80,7 @@ def launch(command: Command, line: str) -> int:
         _say(told)
     with _made(folder):
         data = _export_all(config, scale, folder)
-        runs = studies.plan_study(config, scale, data, folder, device[1], content)
+        runs = studies.plan_study(config, scale, data, folder, device[1], content, device[0] == "CPU")
         chosen = select_runs(command.runs, asked_runs(config, scale), runs) if command.runs else runs
         distributed.agree("runs", {run.name: dataclasses.asdict(run) for run in runs})
         distributed.on_first(lambda: _refuse_others(chosen, folder))

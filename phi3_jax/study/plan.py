@@ -1,4 +1,4 @@
-"""From a config to a plan: each full run as configured, and the best way to train it on the same devices."""
+"""From a config to a plan: each run at full size as configured, and the best way to train it on the same devices."""
 
 from __future__ import annotations
 
@@ -10,41 +10,59 @@ from typing import Any
 
 from phi3_jax.chips import EXAMPLES, Topology, parse_topology
 from phi3_jax.commands import Flags
-from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.experiment import asked
-from phi3_jax.family import SCALES
 from phi3_jax.models.flops import train_flops_per_token
 from phi3_jax.planning import best
 from phi3_jax.planning.best import Candidate
 from phi3_jax.planning.memory import KEPT, limit, temp_bytes
+from phi3_jax.planning.roofline import forward_seconds
 from phi3_jax.planning.setup import Setup, row_ways
 from phi3_jax.sharding.rules import degrees
 from phi3_jax.study import plan_page
 from phi3_jax.study import runs as studies
-from phi3_jax.study.data import full_window
-from phi3_jax.study.full import FULL_BATCH_TOKENS, full_runs, optimizer_of
+from phi3_jax.study.full import FULL_BATCH_TOKENS
+from phi3_jax.study.planned import Job, jobs
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One full run on given devices.
+    """One run on given devices.
 
     Attributes:
-      params: of the model.
-      tokens: the run's budget.
+      job: what is trained.
       configured: what `launch/run.py` does with the same config.
       proposal: the best that fits.
     """
 
-    params: int
-    tokens: float
+    job: Job
     configured: Candidate
     proposal: Candidate
 
     @property
+    def tokens(self) -> float:
+        return self.job.tokens
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained: those of the adapters, or all."""
+        return sum(spec.size for _, spec in self.configured.setup.trained)
+
+    @property
+    def flops_per_token(self) -> float:
+        return train_flops_per_token(self.job.model, self.job.length, lora=self.job.lora)
+
+    @property
     def steps(self) -> int:
         return math.ceil(self.tokens / self.configured.setup.batch_tokens)
+
+    @property
+    def reference_seconds(self) -> float:
+        """Of the pass that makes the reference's log-probabilities once, at full rate; 0 where there is none."""
+        rows, setup = self.job.rows, self.configured.setup
+        if not self.job.reads_reference or rows is None:
+            return 0.0
+        return forward_seconds(setup, rows.windows * rows.window)
 
     def days(self, way: Candidate) -> float:
         """Of the whole budget at the roofline's speed."""
@@ -59,11 +77,18 @@ class Plan:
         setup = self.configured.setup
         shared = {
             "model": setup.model.name,
-            "params": self.params,
-            "flops_per_token": train_flops_per_token(setup.model, setup.sequence_length),
+            "params": self.job.params,
+            "flops_per_token": self.flops_per_token,
             "tokens": self.tokens,
             "steps": self.steps,
         }
+        if self.job.given:
+            shared |= {
+                "trained_params": self.trained,
+                "pairs": self.job.pairs,
+                "rows": self.job.rows and dataclasses.asdict(self.job.rows),
+                "reference_s": self.reference_seconds,
+            }
         proposal = self._way(self.proposal) | {
             "overrides": overrides(self.proposal.setup, setup),
             "speedup": self.proposal.tokens_per_s / self.configured.tokens_per_s,
@@ -106,74 +131,64 @@ def overrides(setup: Setup, other: Setup) -> str:
 # ------------------------------------------------------------------------------------------------ from a config
 
 
-def setup_of(config: Any, model: ModelConfig, topology: Topology) -> Setup:
-    """What a full run of a config does on a topology; not yet checked.
+def setup_of(config: Any, job: Job, topology: Topology) -> Setup:
+    """What a run of a config does on a topology; not yet checked.
 
     A batch that the config leaves open is `FULL_BATCH_TOKENS`, rounded up until it divides.
 
     Raises:
       UserError: a mesh that does not divide the devices, sequences longer than the context, a batch that does not divide.
     """
-    train = config.train
+    train, model, length = config.train, job.model, job.length
     slices = train.slices or topology.slices
     if topology.slices > 1 and slices != topology.slices:
         raise UserError(f"train.slices={slices} on {topology.slices} slices; leave it out")
-    strategy = studies.strategy_of(config, slices)
+    large = studies.is_large(model)  # as `plan_runs` trains it
+    strategy = studies.strategy_of(config, slices) if large or train.strategy != "auto" else "dp"
     mesh = degrees(strategy, topology.devices, slices=slices, context=train.context, tensor=train.tensor)
-    length = full_window(config)
     if length > model.context:
         raise UserError(f"data.window={length:,} exceeds {model.name}'s context of {model.context:,}; set it lower")
-    remat = train.remat or "full"
+    remat = train.remat or ("full" if large else "none")
     if remat not in KEPT:
         raise UserError(f"unknown remat policy {remat!r}{nearest(remat, KEPT)}")
     if train.accumulation < 1:
         raise UserError(f"train.accumulation={train.accumulation} must be 1 or more")
     unit = row_ways(mesh) * train.accumulation
-    if train.batch_tokens:
-        sequences, rest = divmod(train.batch_tokens, length)
+    if job.batch_tokens:
+        sequences, rest = divmod(job.batch_tokens, length)
         if rest or not sequences or sequences % unit:
             least = unit * length
-            near = max(1, round(train.batch_tokens / least)) * least
+            near = max(1, round(job.batch_tokens / least)) * least
             raise UserError(
-                f"train.batch_tokens={train.batch_tokens:,} does not divide into sequences of {length:,} over "
+                f"train.batch_tokens={job.batch_tokens:,} does not divide into sequences of {length:,} over "
                 f"{row_ways(mesh)} rows of devices x accumulation {train.accumulation}; use a multiple of {least:,}, "
                 f"for example {near}"
             )
     else:
         sequences = math.ceil(FULL_BATCH_TOKENS / length / unit) * unit
-    width = 4 if train.dtype == "float32" else 2
-    optimizer = optimizer_of(config)
-    return Setup(model, topology, strategy, mesh, length, sequences, train.accumulation, remat, width, optimizer)
+    return Setup(model, topology, strategy, mesh, length, sequences, train.accumulation, remat, **job.how)
 
 
 def plans(config: Any) -> list[Plan]:
-    """A plan for every full run of a config.
+    """A plan for every run at full size of a config.
 
     Raises:
-      UserError: no topology, or an unknown one; see `setup_of`, `Setup.check` and `search.best`.
+      UserError: no topology, or an unknown one; see `jobs`, `setup_of`, `Setup.check` and `best.best`.
     """
     if not config.topology:
         raise UserError(f"topology= is missing; for example {EXAMPLES}")
     topology = parse_topology(config.topology)
-    if config.scale in SCALES:
-        raise UserError(f"scale={config.scale}: plans are for the released models; leave scale out or write scale=full")
-    found, runs = [], full_runs(config, "full")
-    if not runs:
-        raise UserError(f"sizes={','.join(config.sizes)} have no released model to plan; use mini, small or medium")
-    for run in runs:
-        asked = config.train.batch_tokens
-        length = full_window(config)
-        setup = setup_of(config, run.model, topology)
-        proposal = best.best(
-            run.model, topology, length, asked or best.MIN_BATCH, exact=bool(asked), optimizer=setup.optimizer
-        )
+    found = []
+    for job in jobs(config, topology):
+        setup, batch = setup_of(config, job, topology), job.batch_tokens
+        proposal = best.best(job.model, topology, job.length, batch or best.MIN_BATCH, exact=bool(batch), **job.how)
         try:
             setup.check()
         except UserError as error:
             if config.train.strategy != "auto":
                 raise
             raise UserError(f"{error}; what divides and fits: {overrides(proposal.setup, setup)}") from error
-        found.append(Plan(run.params, run.tokens, best.evaluate(setup), proposal))
+        found.append(Plan(job, best.evaluate(setup), proposal))
     return found
 
 
@@ -205,5 +220,7 @@ def main(flags: Flags) -> None:
 def _compile(found: Sequence[Plan]) -> list[Any]:
     from phi3_jax.planning import aot
 
+    if found[0].job.given:
+        raise UserError("--compile is for pre-training; leave it out")
     aot.devices(found[0].configured.setup.topology)  # errors before minutes of compiling
     return [aot.compile_step(plan.configured.setup) for plan in found]

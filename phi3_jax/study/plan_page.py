@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from phi3_jax.models.flops import masked, train_flops_per_token
+from phi3_jax.models.flops import masked
 from phi3_jax.planning.best import Candidate, words
 from phi3_jax.planning.memory import LANES, SHARE, limit, predict, temp_bytes
 from phi3_jax.planning.roofline import padded_head, roofline
+from phi3_jax.study.planned import UNSAID
 from phi3_jax.training.optimizers import optimizer
 from phi3_jax.units import human_count
 
@@ -26,6 +27,7 @@ _ABOUT = {
     "collectives": "gathered weights, gradients before they are reduced",
     "runtime": "the process itself",
 }
+_DTYPES = {2: "bfloat16", 4: "float32"}
 
 
 def text(found: Sequence[Plan]) -> str:
@@ -80,22 +82,54 @@ def _plan(plan: Plan) -> str:
     way = plan.configured
     setup, topology = way.setup, way.setup.topology
     mesh = " x ".join(f"{axis} {size}" for axis, size in setup.degrees._asdict().items())
-    per_token = train_flops_per_token(setup.model, setup.sequence_length)
     each = f"{setup.rows:g} windows a device" if setup.rows >= 1 else f"a window over {setup.degrees.context} devices"
     several = f", {topology.slices} slices" if topology.slices > 1 else ""
     head = [
         f"{setup.model.name} on {topology.text} ({topology.chips} chips{several}), as configured",
-        f"  {plan.params:,} parameters, {per_token / 1e9:.2f} GFLOP a token (causal), {human_count(plan.tokens)} tokens",
+        f"  {plan.job.params:,} parameters, {plan.flops_per_token / 1e9:.2f} GFLOP a token (causal), "
+        f"{human_count(plan.tokens)} tokens",
         f"  batch {setup.batch_tokens:,} tokens = {setup.sequences} windows of {setup.sequence_length:,}: {each}, "
         f"{setup.accumulation} microbatch{'es' * (setup.accumulation > 1)}",
         f"  strategy {setup.strategy}: {mesh}; remat {setup.remat}",
+        *_given(plan),
     ]
     return "\n".join([*head, "", *_memory(way), "", *_collectives(way), "", *_time(way), "", *_cost(plan)])
+
+
+def _given(plan: Plan) -> list[str]:
+    """What post-training trains, and on what."""
+    job, setup = plan.job, plan.configured.setup
+    if not job.given:
+        return []
+    lines = [f"  products in {_DTYPES[job.value_bytes]}; all parameters are trained"]
+    if job.lora:
+        share = plan.trained / job.params
+        lines = [
+            f"  products in {_DTYPES[job.value_bytes]}; adapters of rank {job.lora.rank} are trained: {plan.trained:,} "
+            f"parameters ({share:.2%}); the others stay in {_DTYPES[job.frozen_bytes]}"
+        ]
+    if job.rows is None:
+        what = "pairs, each two segments of a window" if job.pairs else "conversations"
+        return [*lines, f"  {what}; no data= is named, so that a pass is counted as {human_count(UNSAID)} tokens"]
+    rows = job.rows
+    if not job.pairs:
+        return [*lines, f"  conversations, packed into {rows.windows:,} windows of {rows.window:,} tokens"]
+    each = rows.pairs / rows.windows
+    return [
+        *lines,
+        f"  {rows.pairs:,} pairs, each two segments of one of {rows.windows:,} windows of {rows.window:,} tokens: "
+        f"{each * setup.sequences:.1f} pairs a batch",
+    ]
 
 
 def _memory(way: Candidate) -> list[str]:
     sizes = way.memory.categories()
     about = {"optimizer": optimizer(way.setup.optimizer).about, **_ABOUT}
+    if way.setup.lora:
+        about |= {"parameters": f"frozen {_DTYPES[way.setup.frozen_bytes]} weights, fp32 adapters"}
+        about |= {"gradients": "of adapters alone, fp32", "collectives": "gathered weights"}
+    if way.setup.pairs:
+        about |= {"batch": f"{_ABOUT['batch']}, reference"}
     rows = [(name, f"{size / GIB:.2f}", about[name]) for name, size in sizes.items() if size or name != "runtime"]
     room = way.setup.topology.chip.memory
     verdict = "fits" if way.fits else "DOES NOT FIT"
@@ -134,6 +168,14 @@ def _time(way: Candidate) -> list[str]:
     return ["time of a step, s", *_table(rows, "<><"), bound]
 
 
+def _span(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    unit = next(
+        ((size, name) for size, name in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= size), (1, "s")
+    )
+    return f"{seconds / unit[0]:,.1f} {unit[1]}"
+
+
 def _cost(plan: Plan) -> list[str]:
     way, best = plan.configured, plan.proposal
     chips = way.setup.topology.chips
@@ -141,6 +183,13 @@ def _cost(plan: Plan) -> list[str]:
         f"{human_count(plan.tokens)} tokens: {plan.steps:,} steps, {plan.days(way):,.1f} days, "
         f"{plan.chip_hours(way):,.0f} chip-hours on {chips} chips, at the least"
     ]
+    if plan.job.given:
+        lines = [
+            f"{human_count(plan.tokens)} tokens: {plan.steps:,} steps, {_span(plan.days(way) * 86400)} on {chips} "
+            f"chip{'s' * (chips > 1)}, at the least"
+        ]
+    if seconds := plan.reference_seconds:
+        lines += [f"  before them one pass over the data for the reference, kept with the run: {_span(seconds)}"]
     if best.setup == way.setup:
         return [*lines, "this is the best the search finds"]
     faster = best.tokens_per_s / way.tokens_per_s
@@ -152,8 +201,12 @@ def _cost(plan: Plan) -> list[str]:
         *lines,
         f"{_compared(way, best)}: {words(best.setup)}{batch}",
         f"  {gain}: step {best.roofline.step:.3f} s, MFU at most {best.roofline.mfu:.1%}, bound by "
-        f"{best.roofline.bound_by}; {best.memory.total / GIB:.2f} GiB a device; {plan.days(best):,.1f} days, "
-        f"{plan.chip_hours(best):,.0f} chip-hours",
+        f"{best.roofline.bound_by}; {best.memory.total / GIB:.2f} GiB a device; "
+        + (
+            _span(plan.days(best) * 86400)
+            if plan.job.given
+            else f"{plan.days(best):,.1f} days, {plan.chip_hours(best):,.0f} chip-hours"
+        ),
     ]
 
 

@@ -30,20 +30,28 @@ from phi3_jax.study.grow import grown
 from phi3_jax.units import human_count
 
 FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch holds 11 of facts and 33 of reasoning
-TEXT_BATCH_TOKENS = 2048
+TEXT_BATCH_TOKENS = {"milli": 65_536, "centi": 262_144, "deci": 1_048_576}  # below milli SMALL_BATCH_TOKENS
+SMALL_BATCH_TOKENS = 2048
 
 
 def plan_study(
-    config: Any, scale: str, manifests: Mapping[Path, Any], folder: Path, devices: int, content: str | None = None
+    config: Any,
+    scale: str,
+    manifests: Mapping[Path, Any],
+    folder: Path,
+    devices: int,
+    content: str | None = None,
+    on_cpu: bool = True,
 ) -> list[RunConfig]:
     """All runs of a study in `folder`; `manifests` are those of its parts' data, by `Part.data`.
 
-    `content` is that of the weights `train.init`; by default what the study has written down.
+    `content` is that of the weights `train.init`; by default what the study has written down. Products of a model of a
+    released size are in bfloat16, of those that are given `on_cpu` in float32.
     """
     runs, init = [], config.train.init
     for part in parts(config, scale):
         data = manifests[part.data]
-        runs += plan_runs(part.config, scale, data, folder / part.data, devices, part.arm)
+        runs += plan_runs(part.config, scale, data, folder / part.data, devices, part.arm, on_cpu)
     if init:
         content = recorded(folder, init) if content is None else content
         runs = [dataclasses.replace(run, init=init, init_content=content) for run in runs]
@@ -70,6 +78,16 @@ def recorded(folder: Path, init: str) -> str:
     runs = read_state(folder / "study.json").get("runs")
     found = [r.get("init_content") for r in runs if r.get("init") == init] if isinstance(runs, list) else []
     return str(found[0] or "") if found else ""
+
+
+def dtype_of(config: Any, half: bool) -> str:
+    """The dtype of products: what is asked for, or bfloat16 where that halves the work."""
+    return config.train.dtype or ("bfloat16" if half else "float32")
+
+
+def is_large(model: ModelConfig) -> bool:
+    """Whether a run of it is split over devices and recomputes, unless the config says otherwise: from deci on."""
+    return not model.is_proxy or model.scale == "deci"
 
 
 def strategy_of(config: Any, slices: int = 1) -> str:
@@ -110,7 +128,8 @@ def _optim(config: Any, full: bool) -> OptimConfig:
     return dataclasses.replace(FULL_OPTIM if full else PROXY_OPTIM, **given)
 
 
-def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices: int) -> int:
+def batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices: int) -> int:
+    """Windows of a batch: what is asked for or goes with the scale, in whole rows of the mesh."""
     window, train = manifest["window"], config.train
     if train.batch_tokens:
         windows = train.batch_tokens // window
@@ -119,13 +138,19 @@ def _batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices
     elif manifest["kind"] == "facts":
         windows = FACTS_BATCH
     else:
-        windows = max(1, TEXT_BATCH_TOKENS // window)
+        windows = max(1, TEXT_BATCH_TOKENS.get(scale, SMALL_BATCH_TOKENS) // window)
     unit = max(1, devices // (train.context * train.tensor)) * train.accumulation  # rows of the mesh
     return max(unit, -(-windows // unit) * unit)
 
 
 def plan_runs(
-    config: Any, scale: str, manifest: Mapping[str, Any], folder: Path, devices: int, arm: str = ""
+    config: Any,
+    scale: str,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    devices: int,
+    arm: str = "",
+    on_cpu: bool = True,
 ) -> list[RunConfig]:
     """All runs of a study without arms, or of one arm; trunks before their forks.
 
@@ -133,7 +158,7 @@ def plan_runs(
     With cosine every budget is a run of its own.
     """
     full, train = scale == "full", config.train
-    batch = _batch_windows(config, scale, manifest, devices)
+    batch = batch_windows(config, scale, manifest, devices)
     per_step = batch * manifest["window"]
     source = called(config.data.source or SOURCE, folder, manifest["fingerprint"])
     data = DataConfig(source, str(folder), manifest["fingerprint"], manifest["window"], manifest["vocab"])
@@ -158,16 +183,16 @@ def plan_runs(
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
                 )
             asked = {b // per_step: 0 if train.epochs else b for b in budgets}  # the largest of those of as many steps
-            large = full or not model.is_proxy
+            large = is_large(model)
             stem = f"{arm}-{model.member}-s{seed}" if arm else _stem(model, seed)
             shared = dict(
                 arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed,
                 accumulation=train.accumulation, preference=pairs,
                 lora=lora_of(config, model), base_dtype=train.base_dtype,
                 weighting=train.weighting if train.weighting != own else "",  # a run that says the same is the same run
-                dtype=train.dtype or ("bfloat16" if full else "float32"),
+                dtype=dtype_of(config, large and (full or not on_cpu)),
                 remat=train.remat or ("full" if large else "none"),
-                strategy=strategy_of(config, train.slices) if full or train.strategy != "auto" else "dp",
+                strategy=strategy_of(config, train.slices) if large or train.strategy != "auto" else "dp",
                 context_parallel=train.context, tensor_parallel=train.tensor, slices=train.slices,
                 attention=train.attention, unroll=not large,
                 log_every=train.log_every, eval_points=train.eval_points, keep_latest=train.keep_latest,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from phi3_jax.entry import start
 from phi3_jax.records import checkpoint
-from phi3_jax.training import step, train
+from phi3_jax.training import reference, step, train
 
 
 def slow_disk(seconds: str) -> None:
@@ -83,6 +83,18 @@ def bad_steps(numbers: str) -> None:
     step.loss_and_grads = loss_and_grads
 
 
+def slow_reference(seconds: str) -> None:
+    """The pass of the reference goes over few windows at a time, each of them slowly, and keeps every one."""
+    reference.TOKENS, reference.SECONDS = 1024, 0.0
+    real = reference.sums
+
+    def sums(*args: Any) -> Any:
+        time.sleep(float(seconds))
+        return real(*args)
+
+    reference.sums = sums
+
+
 def clock_jumps(seconds: str) -> None:
     """The wall clock is set forwards and backwards at every look."""
     real, sign = time.time, [1]
@@ -94,7 +106,7 @@ def clock_jumps(seconds: str) -> None:
     time.time = jumping
 
 
-FAULTS = {f.__name__: f for f in (slow_disk, endless_evaluation, hang, bad_steps, clock_jumps)}
+FAULTS = {f.__name__: f for f in (slow_disk, endless_evaluation, hang, bad_steps, slow_reference, clock_jumps)}
 
 if __name__ == "__main__":
     for fault in filter(None, sys.argv[1].split(",")):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Faulty, assert_equal, plan, said, untimed, wait_until
+from harness import Faulty, assert_equal, plan, said, tuned, untimed, wait_until
 
 from phi3_jax.errors import STOPPED
 from phi3_jax.records.goodput import account, read
@@ -201,3 +201,98 @@ def test_bad_steps_are_skipped_and_counted_and_jumps_of_the_clock_change_nothing
     np.testing.assert_allclose(*before, rtol=1e-4, err_msg="control: up to the first bad step all is as ever")
     table("nan loss, spikes of the gradient", 3, 3, 3, "skipped and counted")
     table("wall clock jumps by 200 s at every look", 1, 1, 0, "bit for bit; rates and goodput right")
+
+
+# ------------------------------------------------------------------------------------------------ post-training
+
+ASKED = ("What is a tide?", "Why is the sky blue?", "Who needs a map?", "What do bees make?", "How long is a minute?")
+SAID = ("The rise and fall of the sea.", "Air scatters blue light.", "Whoever is lost.", "Honey.", "Sixty seconds.")
+
+
+def rows_of(method: str, count: int) -> list[dict]:
+    """Conversations, or preferences, that are all different."""
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    rows = []
+    for i in range(count):
+        asked, right, wrong = ASKED[i % 5], SAID[i % 5], SAID[(i + 1 + i // 25) % 5]
+        user, answer = [turn("user", f"{asked} ({i})")], [turn("assistant", f"{right} {i}")]
+        if method == "dpo":
+            rows.append({"prompt": user, "chosen": answer, "rejected": [turn("assistant", f"{wrong} {i}")]})
+        else:
+            rows.append({"messages": user + answer})
+    return rows
+
+
+def kept_parts(broken: Faulty) -> int:
+    """Parts of the reference's pass that are whole."""
+    return len(list((broken.run / "reference").glob("*.npy")))
+
+
+def kill_in_the_reference(broken: Faulty, faults: str, kills: int, seed: int) -> int:
+    """kill -9 each time a part more is kept; how many parts the passes that were killed have left."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        parts = kept_parts(broken)
+        process = broken.start(faults)
+        wait_until(process, lambda parts=parts: kept_parts(broken) > parts)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        assert said(process)[0]["exit"] == -signal.SIGKILL
+        assert kept_parts(broken) > parts and not (broken.run / "reference.npz").exists(), "killed within the pass"
+    return kept_parts(broken)
+
+
+def kill_in_steps(broken: Faulty, faults: str, targets: list[int], seed: int) -> int:
+    """kill -9 once each step of `targets` has a row; steps lost."""
+    rng, lost = random.Random(seed), 0
+    for i, target in enumerate(targets):
+        target = max(target, broken.steps() + 1)
+        process = broken.start(faults)
+        wait_until(process, lambda target=target: broken.steps() >= target)
+        if i % 2:
+            wait_until(process, broken.saving)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        assert said(process)[0]["exit"] == -signal.SIGKILL and not (broken.run / "done.json").exists()
+        lost += broken.steps() - broken.checkpoint()
+    return lost
+
+
+def killed(tmp_path: Path, words: str, rows: int, kills: int, in_pass: int, **keys: object) -> tuple[int, int]:
+    """(parts, steps lost) of a run that was killed so often, `in_pass` times in the reference's pass, and ended equal."""
+    method = words.partition(",")[0]
+    pair = [tuned(tmp_path / name, words, rows_of(method, rows), **keys) for name in ("unbroken", "killed")]
+    unbroken, broken = pair
+    faults = "slow_disk=0.2" + (",slow_reference=0.2" if method == "dpo" else "")
+    assert unbroken.finish(faults)[-1]["status"] == "done"
+    steps = unbroken.steps()
+    parts = kill_in_the_reference(broken, faults, in_pass, 0)
+    targets = sorted(random.Random(1).sample(range(2, steps - 4), kills - in_pass))
+    lost = kill_in_steps(broken, faults, targets, 2)
+    assert broken.finish(faults)[-1]["status"] == "done"
+    assert_equal(broken, unbroken)
+    if method == "dpo":
+        one, other = (np.load(run.run / "reference.npz") for run in pair)
+        assert one["arr_0"].tobytes() == other["arr_0"].tobytes() and np.abs(one["arr_0"]).max() > 1
+        assert not (broken.run / "reference").exists()
+    return parts, lost
+
+
+def test_adapters_on_preferences_killed_in_the_reference_and_in_steps(tmp_path: Path, table) -> None:
+    words = "dpo,lora=2,epochs=12,lr=1e-3"
+    keys = {"train.batch_tokens": 512, "train.checkpoint_every": 6}
+    parts, lost = killed(tmp_path, words, 60, 4, 2, **keys)
+    assert parts >= 2
+    table("kill -9 of DPO with adapters, two in the reference's pass", 4, 4, lost, "bit for bit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "in_pass"),
+    [("sft,epochs=40,lr=1e-3", 0), ("dpo,epochs=40,lr=1e-3", 8), ("sft,lora=4,epochs=40,lr=1e-2", 0)],
+)
+def test_post_training_killed_at_twenty_random_moments(tmp_path: Path, words: str, in_pass: int, table) -> None:
+    keys = {"train.batch_tokens": 512, "train.checkpoint_every": 6}
+    rows = 100 if words.startswith("dpo") else 200
+    _, lost = killed(tmp_path, words, rows, 20, in_pass, **keys)
+    table(f"kill -9 of {words}, {in_pass} in the reference's pass", 20, 20, lost, "bit for bit")

@@ -81,6 +81,8 @@ def test_a_hugging_face_folder_is_fine_tuned_on_its_own_ids(tmp_path: Path) -> N
     [
         ("sft,data=chats.jsonl", "sft needs model="),
         ("dpo,model=hf:base", "dpo needs data="),
+        ("sft,model=mini,data=chats.jsonl", "mini is a name to plan with"),
+        ("sft,model=hf:base,topology=h200:1", "needs data="),
         ("sft,model=nowhere,data=chats.jsonl", "nowhere"),
         ("sft,model=hf:base,data=nowhere.jsonl", "'nowhere.jsonl' does not exist"),
         ("sft,model=hf:base,data=bad.jsonl", "bad.jsonl:1: messages has no turn of the assistant"),

@@ -13,6 +13,7 @@ import pytest
 from phi3_jax.__main__ import main
 from phi3_jax.experiment import load_config
 from phi3_jax.study.plan import plans
+from phi3_jax.study.runs import plan_study
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/goldens/plan_medium_v5p.txt"
@@ -24,12 +25,15 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def plan(words: str, *more: str) -> int:
-    return main(["plan", "--config", f"{EXPERIMENT}:{words}", *more])
+POSTTRAIN = "experiments/posttrain.py"
 
 
-def answer(capsys: pytest.CaptureFixture, words: str, *more: str) -> dict:
-    assert plan(words, *more, "--json") == 0
+def plan(words: str, *more: str, experiment: str = EXPERIMENT) -> int:
+    return main(["plan", "--config", f"{experiment}:{words}", *more])
+
+
+def answer(capsys: pytest.CaptureFixture, words: str, *more: str, experiment: str = EXPERIMENT) -> dict:
+    assert plan(words, *more, "--json", experiment=experiment) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     return json.loads(out)
@@ -116,7 +120,7 @@ def test_the_proposal_is_what_its_overrides_say(capsys: pytest.CaptureFixture) -
         ("medium,topology=v5p:4x4x8", ("--config.train.accumulation=0",), "must be an integer, 1 to"),
         ("medium,topology=v5p:4x4x8", ("--config.data.window=8192",), "exceeds phi-3-medium-4k's context"),
         ("medium,topology=2xv5p:4x4x4", ("--config.train.slices=4",), "train.slices=4 on 2 slices"),
-        ("medium,topology=v5p:4x4x8,scale=pico", (), "plans are for the released models"),
+        ("medium,topology=v5p:4x4x8,scale=pica", (), "did you mean 'pico'"),
         ("medium,topology=h200:1", (), "does not fit h200:1"),
         ("medium,topology=v5p:4x4x8", ("--jsn",), "did you mean '--json'"),
     ],
@@ -157,7 +161,7 @@ def test_user_keys_stay_few() -> None:
     def leaves(node: dict) -> int:
         return sum(leaves(v) if isinstance(v, dict) else 1 for v in node.values())
 
-    assert 30 < leaves(load_config(EXPERIMENT).to_dict()) < 80
+    assert 30 < leaves(load_config(EXPERIMENT).to_dict()) < 84
 
 
 def test_a_plan_hands_its_setup_to_what_compiles_it() -> None:
@@ -172,3 +176,100 @@ def test_a_proposal_that_is_slower_is_not_called_better(capsys: pytest.CaptureFi
     page = capsys.readouterr().out
     assert "better:" not in page and "slower, but with a batch of 4.19M tokens: --config" in page
     assert f"  {speedup:.2f} x the tokens a second" in page
+
+
+# ------------------------------------------------------------------------------------------------ post-training
+
+WEIGHTS, ADAPTERS = 3_821_079_552, 25_165_824  # of mini, and of its adapters of rank 16
+MATRICES = WEIGHTS - 32064 * 3072 - (2 * 32 + 1) * 3072  # in products: without the embedding and the gains
+
+
+def test_frozen_weights_have_neither_gradient_nor_state_nor_their_product(capsys: pytest.CaptureFixture) -> None:
+    words = "sft,model=mini,topology=h200:1"
+    full, lora = (
+        answer(capsys, words + more, "--config.train.remat=none", experiment=POSTTRAIN) for more in ("", ",lora=16")
+    )
+    assert full["params"] == full["trained_params"] == WEIGHTS and lora["trained_params"] == ADAPTERS
+    one, other = full["bytes_per_device"], lora["bytes_per_device"]
+    assert (one["parameters"], one["optimizer"]) == (4 * WEIGHTS, 8 * WEIGHTS)
+    assert (other["parameters"], other["optimizer"]) == (2 * WEIGHTS + 4 * ADAPTERS, 8 * ADAPTERS)
+    assert other["gradients"] <= 4 * ADAPTERS and other["total"] < one["total"] / 2
+    saved = full["hardware_flops_per_token"] - lora["hardware_flops_per_token"]
+    assert saved == pytest.approx(2 * MATRICES - 6 * ADAPTERS, rel=1e-6)
+    assert lora["flops_per_token"] - full["flops_per_token"] == pytest.approx(6 * ADAPTERS - 2 * MATRICES, rel=1e-6)
+    assert lora["step_time_s"] < 0.72 * full["step_time_s"] and lora["mfu_bound"] <= 1 and full["fits"]
+
+
+def test_adapters_alone_are_reduced_over_devices(capsys: pytest.CaptureFixture) -> None:
+    got = answer(capsys, "sft,model=medium,lora=16,topology=h200:8", experiment=POSTTRAIN)
+    reduced = {c["name"]: c["bytes"] for c in got["collectives"] if "gradients" in c["name"]}
+    assert reduced == {"adapters: gradients": pytest.approx(4 * 55_705_600 * 7 / 8)}
+    assert got["proposal"]["batch_tokens"] == got["batch_tokens"]  # another batch is another experiment
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """config.json and tokenizer of a small model: a plan needs no weights."""
+    source = ROOT.parent / "shared/goldens/posttraining/base_mini"
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return f"hf:{folder}"
+
+
+@pytest.mark.shared("goldens")
+def test_pairs_are_counted_from_the_data_with_the_reference_pass(capsys: pytest.CaptureFixture, tiny: str) -> None:
+    rows = [json.loads(line) for line in (ROOT / "examples/data/preferences.jsonl").read_text().splitlines()]
+    words = f"dpo,model={tiny},data=examples/data/preferences.jsonl,lora=4,topology=h200:1,epochs=3"
+    more = "--config.data.held_out=0", "--config.data.window=256"
+    got = answer(capsys, words, *more, experiment=POSTTRAIN)
+    assert got["rows"]["pairs"] == len(rows) and got["rows"]["window"] == got["window"] == 256
+    assert got["tokens"] == 3 * 256 * got["rows"]["windows"] and got["pairs"]
+    forward = got["flops_per_token"] / 3 * 256 * got["rows"]["windows"]
+    assert 0 < got["reference_s"] < forward / 500e12  # at less than an H200's peak
+    assert got["bytes_per_device"]["batch"] == 6 * 4 * got["batch_tokens"]  # a field more than of conversations
+    simpo = answer(capsys, words, *more, "--config.preference.loss=simpo", experiment=POSTTRAIN)
+    assert simpo["reference_s"] == 0 and simpo["step_time_s"] == got["step_time_s"]
+    assert plan(words, *more, experiment=POSTTRAIN) == 0
+    page = capsys.readouterr().out
+    assert f"{len(rows)} pairs, each two segments" in page and "one pass over the data for the reference" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sft,topology=h200:1", "sft needs model="),
+        ("sft,model=mini", "sft needs data="),
+        ("sft,model=mni,topology=h200:1", "mni"),
+        ("sft,model=mini,lora=16,topology=h200:1,data=examples/data/chats.jsonl", "has no tokenizer to count the data"),
+        ("sft,model=moe,lora=16,topology=h200:1", "mixture of experts"),
+        ("sft,model=medium,topology=h200:1", "does not fit h200:1"),
+    ],
+)
+def test_errors_of_post_training_plans(capsys: pytest.CaptureFixture, words: str, said: str) -> None:
+    assert plan(words, experiment=POSTTRAIN) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "strategy", "remat", "sizes"),
+    [("sweep,scale=centi,ratio=20,160", "dp", "none", 3), ("mini,scale=deci,ratio=20", "fsdp", "full", 1)],
+)
+def test_a_proxy_is_planned_as_it_is_trained(
+    capsys: pytest.CaptureFixture, words: str, strategy: str, remat: str, sizes: int
+) -> None:
+    found = answer(capsys, f"{words},topology=h200:8")
+    runs = found.get("runs", [found])
+    assert len(runs) == sizes and all(run["fits"] for run in runs)
+    assert all((run["strategy"], run["remat"]) == (strategy, remat) for run in runs)
+    ratio = max(float(r) for r in words.partition("ratio=")[2].split(","))
+    for run in runs:
+        assert run["tokens"] / run["params"] < ratio, "the vocabulary's parameters do not count"
+    # The run itself: the same batch, strategy and recomputation.
+    config = load_config(f"{EXPERIMENT}:{words}")
+    manifest: dict = {"window": 2048, "vocab": 32064, "kind": "text", "fingerprint": "0" * 64}
+    manifest["sources"] = [{"name": "text", "weight": 1, "windows": 10**9}]
+    planned = plan_study(config, config.scale, {Path("data"): manifest}, Path("none"), 8)[0]
+    assert (planned.strategy, planned.remat, planned.batch_windows * 2048) == (strategy, remat, runs[0]["batch_tokens"])

@@ -22,6 +22,7 @@ METERS: dict[str, Meter] = {
         "reasoning",
         "text",
         "preference",
+        "needles",
     )
 }
 

@@ -35,6 +35,8 @@ OPTIONS = {
 def recipe(request: Request) -> Recipe:
     """One source, `answers` or, of preferences, `chosen`; and an eval of rows that a hash of their content holds out."""
     o = request.options
+    if not request.rest:
+        raise UserError("post-training needs data=; for example data=rows.jsonl")
     account = files.account(request.rest)
     tokenizer = tokenizers.load(o["tokenizer"])
     template = o["template"]
