@@ -45,7 +45,8 @@ class English:
             from spacy.pipeline import Sentencizer
         except ImportError as error:
             raise UserError("words=spacy needs spaCy: pip install -e '.[curate]', or take words=space") from error
-        self._tokenizer: Any = spacy.blank("en").tokenizer
+        nlp: Any = spacy.blank("en")
+        self._tokenizer = nlp.tokenizer
         self._special = frozenset(self._tokenizer.rules)
         self._ends = frozenset(Sentencizer().punct_chars)
         self._known: dict[str, list[str]] = {}
