@@ -204,3 +204,9 @@ def test_few_errors_of_types_are_ignored() -> None:
     assert PACKAGE in settings["files"] and settings["disallow_untyped_defs"] and settings["disallow_incomplete_defs"]
     excepted = {"ignore_errors", "exclude", "follow_imports"}
     assert not any(excepted & part.keys() for part in (settings, *settings["overrides"]))
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by it: two of one name cannot be collected together."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py"))
+    assert [name for name, count in names.items() if count > 1] == []
