@@ -94,6 +94,7 @@ KEYS: dict[str, Any] = dict(
         last_answer=switch("conversations: loss on the last answer only"),
         on_error=word("rows of conversations that are wrong", "stop", "stop", "skip"),
         repeat=switch("text may be passed over more than once to reach ratios or flops"),
+        eval=local("rows of conversations that are evaluated and not trained on; default: a share held out"),
         held_out=share("share of documents that are evaluated and never trained on; default .02", None, BELOW_ONE),
         template=word("chat template of conversations; default: the one that the tokenizer's folder brings"),
         facts=whole("facts in the corpus; default 4,500 at pico"),

@@ -153,9 +153,10 @@ def _packed(config: Any) -> Rows:
         )
     arguments: Mapping[str, Any] = data_arguments(config, config.scale, 0)
     recipe = sources.recipe(arguments["data"], **{k: v for k, v in arguments.items() if k != "data"})
-    windows = pairs = 0
+    entries, pairs = [], 0
     for part in recipe.sources:
+        entries.append({"windows": 0, "weight": part.weight})
         for some in part.windows:
-            windows += len(some)
+            entries[-1]["windows"] += len(some)
             pairs += int((some.segments.max(axis=1, initial=0) // 2).sum()) if recipe.loss == "preference" else 0
-    return Rows(windows, recipe.window, pairs)
+    return Rows(round(studies.epoch({"sources": entries})), recipe.window, pairs)

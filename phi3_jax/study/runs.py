@@ -143,6 +143,12 @@ def batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices:
     return max(unit, -(-windows // unit) * unit)
 
 
+def epoch(manifest: Mapping[str, Any]) -> float:
+    """Windows of a pass over the first source, with what is drawn from the others meanwhile."""
+    first, *others = manifest["sources"]
+    return first["windows"] * (1 + sum(other["weight"] for other in others) / first["weight"])
+
+
 def plan_runs(
     config: Any,
     scale: str,
@@ -172,7 +178,7 @@ def plan_runs(
             model = model_of(config, scale, size, manifest["vocab"])
             check_data(model, manifest)
             if train.epochs:
-                windows = sum(source["windows"] for source in manifest["sources"])
+                windows = epoch(manifest)
                 budgets = [per_step * max(1, round(train.epochs * windows / batch))]
             else:
                 budgets = budgets_of(config, scale, size)
