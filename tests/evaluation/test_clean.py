@@ -34,5 +34,5 @@ def test_the_ids_come_from_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"contaminated": {"toy": ["toy/1"], "other": []}}))
     assert clean.contaminated(str(tmp_path)) == {"toy/1"}
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="it looked for no benchmarks; curate it with the word benchmarks=FOLDER"):
+    with pytest.raises(UserError, match=r"it looked for no benchmarks; curate it with the word benchmarks=FOLDER"):
         clean.contaminated(str(tmp_path))
