@@ -25,9 +25,7 @@ def contaminated(folder: str) -> set[str]:
     """
     manifest = read_json(Path(folder) / listing.MANIFEST)
     if not manifest.get("contaminated"):
-        raise UserError(
-            f"--clean {folder}: this corpus looked for no benchmarks; curate it with the word benchmarks=FOLDER"
-        )
+        raise UserError(f"--clean {folder}: it looked for no benchmarks; curate it with the word benchmarks=FOLDER")
     return {item for ids in manifest["contaminated"].values() for item in ids}
 
 
