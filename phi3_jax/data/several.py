@@ -12,7 +12,7 @@ from typing import Any
 from phi3_jax.data.corpora import files, text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.errors import UserError
-from phi3_jax.keys import number
+from phi3_jax.keys import Key, number
 
 TEXT = "text:"  # before a source of text, which bears loss on every token
 NAMED = ("tfds:", "seqio:")
@@ -39,7 +39,7 @@ class One:
         return files.local(self.spec).resolve().name
 
 
-def split(word: str) -> list[One]:
+def split(word: str, weights: Key = WEIGHT) -> list[One]:
     """The sources of a word; a path that is there is one, whatever is in its name.
 
     Raises:
@@ -54,7 +54,7 @@ def split(word: str) -> list[One]:
             spec, weight = piece, "1"
         if not spec:
             raise UserError(f"data={word} names nothing between its + signs; write A@3+B@1")
-        found.append(One(spec, WEIGHT.read(weight, f"data={word}: the weight {weight}")))
+        found.append(One(spec, weights.read(weight, f"data={word}: the weight {weight}")))
     return found
 
 
