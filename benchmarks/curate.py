@@ -45,7 +45,8 @@ import json, sys, time
 from datatrove.data import Document
 from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
-texts = [json.loads(line) for line in open(sys.argv[1])]
+given = json.load(sys.stdin)
+texts = given["texts"]
 c4 = C4QualityFilter(filter_no_terminal_punct=False)
 filters = [GopherRepetitionFilter(), GopherQualityFilter(), c4, FineWebQualityFilter()]
 def chain(text):
@@ -61,8 +62,8 @@ def timed(call, warm):
     start = time.process_time()
     found = [call(text) for text in texts]
     return time.process_time() - start, found
-if sys.argv[2] == "rules":
-    seconds, found = timed(chain, [json.loads(line) for line in open(sys.argv[3])])
+if given["what"] == "rules":
+    seconds, found = timed(chain, given["before"])
 else:
     step = MinhashDedupSignature(output_folder="/tmp", config=MinhashConfig())
     seconds, found = timed(lambda text: len(step.get_signature(step.get_shingles(text))), texts[:5])
@@ -85,12 +86,8 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def peer(python: str, what: str, texts: list[str], before: list[str]) -> tuple[float, list[Any]]:
     """(CPU seconds, what it says of each text) of datatrove, after the texts `before`."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / "texts.jsonl", Path(folder) / "before.jsonl"]
-        for path, of in zip(paths, (texts, before), strict=True):
-            path.write_text("".join(json.dumps(text) + "\n" for text in of))
-        command = [python, "-c", PEER, str(paths[0]), what, str(paths[1])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    given = json.dumps({"what": what, "texts": texts, "before": before})
+    done = subprocess.run([python, "-c", PEER], input=given, stdout=subprocess.PIPE, text=True, check=True)
     seconds, found = json.loads(done.stdout.splitlines()[-1])
     return seconds, found
 

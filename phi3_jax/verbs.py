@@ -169,6 +169,9 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
         ),
         "limit": Flag(whole("the first N items per task only; the scores are then of a subset", None, 1)),
         "data_dir": Flag(local("benchmarks as JSONL files (DIR/<name>/test.jsonl); without, the Hugging Face Hub"), "DIR"),
+        "clean": Flag(
+            local("a curated corpus: scores of the items that its input did not hold stand beside those of all"), "FOLDER"
+        ),
         "chat": _switch("prompts in the member's chat template"),
         "batch": Flag(whole("rows at a time", 8, 1, 2**16)),
         "seed": Flag(whole("of sampled replies", 0, 0, 2**62)),
@@ -331,7 +334,7 @@ there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
             local("the curation, and words that its file documents: experiments/curation.py:fineweb"),
             "FILE[:WORDS]",
         ),
-        "input": Flag(local("a file or folder of text, JSON lines or parquet"), "PATH", repeated=True),
+        "input": Flag(local("a file or folder of text, JSON lines, parquet, WARC or WET"), "PATH", repeated=True),
         "more": Flag(local("further inputs, as a shell makes of crawl/*.jsonl.gz"), "PATH", repeated=True, bare=True),
         "output": Flag(local("the folder of the corpus"), "FOLDER"),
         "sample": Flag(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.curation import store
+from phi3_jax.curation import store, warc
 from phi3_jax.data.corpora import files as listing
 from phi3_jax.data.corpora import text as texts
 from phi3_jax.data.corpora.files import Account, File
@@ -20,6 +20,7 @@ from phi3_jax.errors import UserError
 from phi3_jax.records import files
 
 PART_BYTES = 8 << 20  # of text in a part, about
+_SMALLER = (".parquet", ".gz")
 _PACKED = 4  # bytes of text in a byte of a packed file, about
 _HELD = 8 << 20  # characters of text that a scattering worker holds
 MALFORMED_LIMIT = texts.MALFORMED_LIMIT
@@ -29,7 +30,7 @@ COLUMNS = ("id", "place", "source", "genre", "licence", "given", "meta", "text")
 
 def parts_for(inputs: list[File]) -> int:
     """How many parts: a function of the input's size."""
-    size = sum(file.size * (_PACKED if file.packing or file.kind == ".parquet" else 1) for file in inputs)
+    size = sum(file.size * (_PACKED if file.name.endswith(_SMALLER) or file.packing else 1) for file in inputs)
     return max(1, -(-size // PART_BYTES))
 
 
@@ -90,6 +91,16 @@ def scatter(task: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(file: File, text_field: str, report: texts.ReadReport) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row with a text); what has none is counted."""
+    if warc.is_one(file.path):
+        for place, page in warc.pages(file.path):
+            report.lines += 1
+            if page["text"].strip():
+                report.documents += 1
+                report.bytes += len(page["text"].encode())
+                yield place, {text_field: page.pop("text"), **page}
+            else:
+                report.empty += 1
+        return
     if file.kind == ".txt":
         for document in texts.documents(file.path, report=report):
             yield document.source, {text_field: document.text}
@@ -183,4 +194,22 @@ def accounts(inputs: list[str]) -> list[Account]:
     """The files of each input; UserError for what cannot be read, or is named twice."""
     if len({str(Path(each).resolve()) for each in inputs}) < len(inputs):
         raise UserError("an input is named twice; name each once")
-    return [listing.account(each) for each in inputs]
+    return [_account(Path(each)) for each in inputs]
+
+
+def _account(path: Path) -> Account:
+    """The files of a path; WARC and WET files as well, which a study does not read."""
+    pages = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    pages = [each for each in pages if warc.is_one(each) and each.is_file()]
+    if not pages:
+        return listing.account(path)
+    only = path.is_file() or not any(listing.form(each.name)[0] for each in path.rglob("*"))
+    found = Account([]) if only else listing.account(path)
+    for reason in [reason for reason in found.left_out if reason.startswith((".warc", ".wet"))]:
+        found.left_out.pop(reason)
+    for each in pages:
+        stat = each.stat()
+        name = each.name if path.is_file() else each.relative_to(path).as_posix()
+        found.files.append(File(each, name, stat.st_size, stat.st_mtime_ns))
+    found.files.sort(key=lambda file: file.name)
+    return found

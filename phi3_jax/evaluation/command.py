@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import mt_bench, stock, suites
+from phi3_jax.evaluation import clean, mt_bench, stock, suites
 from phi3_jax.interop import loading, quantized
 from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
 from phi3_jax.records.rows import add_rows, encoded, plain, read_rows
@@ -52,6 +52,8 @@ def command(flags: Mapping[str, Any]) -> None:
     if (flags["judge"] is None) != (flags["judge_model"] is None):
         lost = "judge_model" if flags["judge"] else "judge"
         raise UserError(f"--{lost} missing; a judge is a server and one of its models: --judge URL --judge_model NAME")
+    if flags.get("clean"):
+        clean.contaminated(str(flags.get("clean")))  # what is wrong with it is said before the model is loaded
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
     if not long and (flags["depths"] or (flags["lengths"] and not stocked)):
@@ -207,8 +209,11 @@ def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Ro
         options |= dict(apply_chat_template=True, fewshot_as_multiturn=True)
     results = evaluate(lm, tasks, **options)
     rows = [base | row for row in suite.summarise(results, tasks)]
+    items = list(suite.items(results, tasks))
+    if flags.get("clean"):
+        rows += clean.rows(rows, items, clean.contaminated(str(flags.get("clean"))))
     by_task: dict[str, list[Row]] = {}
-    for item in suite.items(results, tasks):
+    for item in items:
         by_task.setdefault(item["task"], []).append(item)
     for task, found in by_task.items():
         _write_items(out, suite.NAME, task, found, lm.readable)
