@@ -13,7 +13,9 @@ Words after the colon, separated by commas (a comma also continues a list):
                                       more are those of the released models; a proxy trains the same share of its own
                                       reference budget (4M tokens at pico stand for 4.8T)
     budgets=1M,2M,4M                  evaluate at these budgets, all from one trunk (WSD forks); default for the sweep:
-                                      a quarter, a half, all of the budget
+                                      a quarter, a half, all of the budget. A finished study grows by more budgets, seeds
+                                      or sizes: runs on the disk are kept, and new budgets leave their trunks where a state
+                                      of the constant phase was kept (facts are made for the largest budget, which stays)
     ratio=20,160,640                  instead: at so many tokens per non-embedding parameter N of each size (Chinchilla's
                                       optimum is about 20; the released models stand at 344 to 864 per parameter)
     isoflop=1e12,4e12                 instead: at so many FLOPs of training, which are C / 6N tokens of each size

@@ -22,7 +22,7 @@ from phi3_jax.errors import STOPPED, Stopped, UserError
 
 Body = Callable[[Sequence[str]], int | None]
 VERBS = "phi3_jax.verbs:main"  # by name: what it imports takes time
-STOPPABLE = ("run", "submit", "launch", "worker")  # verbs that go on where a signal stopped them
+STOPPABLE = ("run", "extend", "submit", "launch", "worker")  # verbs that go on where a signal stopped them
 _LOOP = "Symlink loop from "  # of `Path.resolve` before Python 3.13
 _WAYS = {
     errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",

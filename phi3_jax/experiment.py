@@ -398,10 +398,21 @@ def asked(flags: commands.Flags) -> Command:
 
 
 def load_config(text: str) -> ConfigDict:
-    """The ConfigDict of `FILE[:WORDS]`: the file's `get_config(WORDS)`, of which all keys are in range.
+    """The ConfigDict of `FILE[:WORDS]`, a study's, of which all keys are in range.
 
     Raises:
-      UserError: no such file, no Python, an error of its own (with file and line), or keys missing or out of range.
+      UserError: see `made`, or keys missing or out of range.
+    """
+    config = made(text)
+    check(config, f"{text.partition(':')[0]}: config.")
+    return config
+
+
+def made(text: str) -> ConfigDict:
+    """The ConfigDict of `FILE[:WORDS]`: the file's `get_config(WORDS)`.
+
+    Raises:
+      UserError: no such file, no Python, or an error of its own (with file and line).
     """
     import traceback
 
@@ -430,7 +441,6 @@ def load_config(text: str) -> ConfigDict:
         raise UserError(f"{file} failed: {where}{type(error).__name__}: {error}; mend the file") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{file} has no get_config(argument) that returns a ConfigDict; see experiments/scaling.py")
-    check(config, f"{file}: config.")
     return config
 
 

@@ -149,12 +149,18 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             word(
                 "phi3_report: the benchmarks of the Phi-3 report, with its shots; lm-eval:TASK,TASK: tasks of lm-eval by "
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
-                "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml",
+                "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
+                "needles, RULER's tasks and loss by position at --lengths",
                 "phi3_report",
             ),
             "SUITE",
         ),
         "tasks": Flag(word("some of the suite's benchmarks: arc_challenge,mt_bench; without, all with data", None), "A,B"),
+        "lengths": Flag(
+            word("longcontext: tokens of prompt and answer, such as 1k,2k; without, doubling up to the context", None),
+            "N,N",
+        ),
+        "depths": Flag(whole("longcontext: places of a needle in the text, evenly; without, 10", None, 1, 1000)),
         "scoring": Flag(
             word(
                 "of benchmarks with options: letter (the report's way), harness (log-likelihoods), or both",
@@ -175,6 +181,48 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
     },
     "--model runs/phi3-mini --suite phi3_report",
     "python launch/evaluate.py",
+    cached=True,
+)  # fmt: skip
+
+EXTEND = Command(
+    "extend",
+    """Gives a model a longer window: searches its RoPE factors.
+
+Writes factors.json (Hugging Face's form, with every baseline's fitness) and a run with the new window, which load,
+generate, evaluate and export take. Type the same command again, and a search that was stopped goes on.""",
+    "phi3_jax.extension.command:command",
+    {
+        "model": Flag(local(f"{_MODEL}; with a tokenizer"), "RUN|hf:FOLDER", needed=True),
+        "to": Flag(
+            word("the new window: a multiple of the original, as 8x, or tokens, as 131072 or 128k", None), needed=True
+        ),
+        "original": Flag(
+            whole("length that is stretched, L0; without, a run's training windows, or the context", None, 2, 2**24)
+        ),
+        "method": Flag(
+            word(
+                "longrope2: factors of s and more from a critical pair on, NTK-like before; longrope: all; closed forms",
+                "longrope2", "longrope2", "longrope", "yarn", "ntk", "pi",
+            )
+        ),
+        "factors": Flag(local("a list that is taken as it is: a factors.json, or a config.json with LongRoPE"), "FILE"),
+        "fitness": Flag(
+            word(
+                "what a list is judged by: needles' answers, text beyond the original length, or the mean of both",
+                "both", "both", "needle", "text",
+            )
+        ),
+        "data": Flag(
+            local("text with documents longer than the target: a path or pydocs; without, what the run trained on"),
+            "SPEC",
+        ),
+        "text_field": Flag(word("field of JSON lines that holds the text", "text")),
+        "evaluations": Flag(whole("lists that the search tries", 1344, 1, 10**7)),
+        "seed": Flag(whole("of rows and search", 0, 0, 2**62)),
+        "out": Flag(local("the folder that is written"), "RUN", needed=True),
+    },
+    "--model runs/NAME --to 8x --data PATH --out runs/NAME-8x",
+    "python launch/extend.py",
     cached=True,
 )  # fmt: skip
 
@@ -269,6 +317,30 @@ same fingerprint; an unchanged request on a whole data set is skipped.""",
     "python -m phi3_jax.data.export",
     more="phi3_jax.data.export:with_options",
 )
+
+CURATE = Command(
+    "curate",
+    """Makes a corpus of raw pages: rules, duplicates, personal data, and a report of what each step dropped.
+
+Needs pip install -e '.[curate]'. The same command goes on where it was stopped. Into --output go parts/ (the corpus, which
+data=OUTPUT trains on), rejected/ (with reasons), report.html, and manifest.json. The file of --config says which rules
+there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
+    "phi3_jax.curation.command:command",
+    {
+        "config": Flag(
+            local("the curation, and words that its file documents: experiments/curation.py:fineweb"),
+            "FILE[:WORDS]", needed=True,
+        ),
+        "input": Flag(local("a file or folder of text, JSON lines or parquet"), "PATH", repeated=True),
+        "more": Flag(local("further inputs, as a shell makes of crawl/*.jsonl.gz"), "PATH", repeated=True, bare=True),
+        "output": Flag(local("the folder of the corpus"), "FOLDER"),
+        "engine": Flag(word("this machine, or Ray (pip install 'daft[ray]')", "native", "native", "ray")),
+        "workers": Flag(whole("processes; without, one a core", None, 1, 4096)),
+    },
+    "--config experiments/curation.py --input FOLDER --output curated/mine",
+    "python launch/curate.py",
+    more="phi3_jax.curation.config:with_keys",
+)  # fmt: skip
 
 # What a command about a table of runs takes.
 OF_TABLE: dict[str, Flag] = {
@@ -442,8 +514,8 @@ Prints one JSON object per line: {"run", ...progress}, {"run", "status"}, or {"e
 TABLE = {
     command.name: command
     for command in (
-        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, CONVERT, QUANTIZE, EXPORT, DATA, FIT, FORECAST, POWER, REPORT, PROBE,
-        VERDICT, LAUNCH, WORKER,
+        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER,
+        REPORT, PROBE, VERDICT, LAUNCH, WORKER,
     )
 }  # fmt: skip
 

@@ -24,8 +24,10 @@ WITHOUT = {
     **dict.fromkeys(("errors", "statistics", "units", "chips", "cluster", "configs", "family", "experiment"), LIGHT),
     "scaling": LIGHT,
     "data": ("jax", "optax", "orbax", "matplotlib"),
+    "curation": (*LIGHT, "pyarrow", "spacy", "daft"),
     "": ("torch", "transformers"),
 }
+ENGINE = ("daft", "ray")  # imported by curation/engine.py alone: rules are functions that any engine can run
 ONLY_TASKS = ("tensorflow", "seqio", "tensorflow_datasets")  # imported by data/tasks.py alone
 
 
@@ -159,6 +161,7 @@ def test_rooms_bring_in_no_more_than_they_may() -> None:
                 if (module == prefix or module.startswith(f"{prefix}.") or not prefix) and not lazy:
                     assert top not in forbidden, f"{module} imports {name}"
             assert top not in ONLY_TASKS or module == "data.tasks", f"{module} imports {name}"
+            assert top not in ENGINE or module == "curation.engine", f"{module} imports {name}"
             assert top not in ("launch", "experiments"), f"{module} imports {name}"
 
 

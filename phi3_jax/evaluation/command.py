@@ -23,6 +23,8 @@ from phi3_jax.training.progress import Bar, Bars
 
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
+LONG_CONTEXT = "longcontext"
+LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
 
@@ -50,7 +52,11 @@ def command(flags: Mapping[str, Any]) -> None:
     if (flags["judge"] is None) != (flags["judge_model"] is None):
         lost = "judge_model" if flags["judge"] else "judge"
         raise UserError(f"--{lost} missing; a judge is a server and one of its models: --judge URL --judge_model NAME")
-    if flags["data_dir"] and not Path(flags["data_dir"]).is_dir():
+    long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
+    stocked = flags["suite"].startswith(f"{LM_EVAL}:")
+    if not long and (flags["depths"] or (flags["lengths"] and not stocked)):
+        raise UserError(f"--lengths and --depths are of --suite {LONG_CONTEXT}; leave them out")
+    if not long and flags["data_dir"] and not Path(flags["data_dir"]).is_dir():
         raise UserError(f"--data_dir {flags['data_dir']} is no folder; give one that holds <benchmark>/test.jsonl")
     run(flags)
 
@@ -60,6 +66,8 @@ def command(flags: Mapping[str, Any]) -> None:
 
 def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
+    if flags["suite"] == LONG_CONTEXT:
+        return _long_context(flags)
     judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
@@ -73,7 +81,7 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     stock.offline_at_once(flags["data_dir"] is not None)
     from phi3_jax.evaluation import harness  # says how to install lm-eval where it is not
 
-    suite, tasks = _build(flags, names) if names != [] else (None, {})
+    suite, tasks = _build(flags, names, source) if names != [] else (None, {})
     if not tasks and not questions:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
     from phi3_jax.inference.engine import Engine
@@ -101,6 +109,31 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def _long_context(flags: Mapping[str, Any]) -> list[Row]:
+    """The suite of long context, which needs no lm-eval."""
+    from phi3_jax.evaluation import long_context
+
+    source, name = locate(flags["model"], flags["adapter"]), LONG_CONTEXT
+    out = Path(flags["out"] or source.out)
+    if source.unfinished and out.resolve() == source.out.resolve():
+        raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
+    asked = long_context.asked(flags)
+    suite = long_context.Suite(loading.load(source.path, adapter=flags["adapter"]), asked)
+    _writable(out)
+    base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"], "suite": name}
+    base["scorer"] = scorer.VERSION
+    rows: list[Row] = []
+    with _progress() as progress:
+        for task, new, items in suite.results(progress):
+            rows += (new := [base | row for row in new])
+            write_rows(out / "evals.jsonl", new)
+            if items:
+                _write_items(out, name, task, items, str)
+    print(table(rows))
+    print(f"{source.name}: {len(rows)} rows in {out / 'evals.jsonl'}, items in {out / 'items'}")
+    return rows
+
+
 def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
     """Benchmarks of the suite that were asked for (None: all), and whether MT-Bench was, or came with all."""
     suite, tasks = flags["suite"], flags["tasks"]
@@ -109,7 +142,7 @@ def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
             raise UserError(f"--tasks {tasks}: {LM_EVAL} tasks are named in --suite {LM_EVAL}:TASK,TASK")
         return _split(suite.partition(":")[2], f"--suite {suite}"), False
     if suite not in suites.SUITES:
-        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, f'{LM_EVAL}:TASK'])}")
+        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, LONG_CONTEXT, f'{LM_EVAL}:TASK'])}")
     if tasks is None:
         return None, flags["data_dir"] is not None and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
     names, valid = _split(tasks, f"--tasks {tasks}"), [*suites.load(suite).BENCHMARKS, MT_BENCH]
@@ -135,13 +168,35 @@ def _questions(flags: Mapping[str, Any]) -> list[Row]:
     return found
 
 
-def _build(flags: Mapping[str, Any], names: Sequence[str] | None) -> tuple[Any, Mapping[str, Any]]:
+def _build(flags: Mapping[str, Any], names: Sequence[str] | None, source: Source) -> tuple[Any, Mapping[str, Any]]:
     """(suite, its tasks)."""
     if flags["suite"].startswith(f"{LM_EVAL}:"):
-        return stock.build(names or (), flags["data_dir"] and Path(flags["data_dir"]))
+        return stock.build(names or (), flags["data_dir"] and Path(flags["data_dir"]), _metadata(flags, source))
     suite, data = suites.load(flags["suite"]), flags["data_dir"]
     tasks = suite.build(names, flags["scoring"], data and Path(data), flags["allow_code_execution"])
     return suite, tasks
+
+
+def _metadata(flags: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """What lm-eval's tasks that make their own items (RULER's) need: the tokenizer's folder, and lengths."""
+    from phi3_jax.evaluation.long_context import length_of
+
+    found: dict[str, Any] = {}
+    folder = loading.kept_folder(source.path)
+    if (folder / "tokenizer.json").is_file():
+        found["tokenizer"] = str(folder)
+    if flags["lengths"]:
+        found["max_seq_lengths"] = sorted({length_of(text) for text in flags["lengths"].split(",")})
+        if found["max_seq_lengths"][0] < LEAST:
+            raise UserError(
+                f"--lengths {flags['lengths']}: lm-eval's items are right from {LEAST:,} tokens on; shorter ones are those "
+                f"of --suite {LONG_CONTEXT}"
+            )
+        if "tokenizer" not in found:
+            raise UserError(
+                f"{source.path} has no tokenizer.json, by which lm-eval measures; take --suite {LONG_CONTEXT}"
+            )
+    return found
 
 
 def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Row, out: Path) -> list[Row]:

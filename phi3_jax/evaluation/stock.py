@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import socket
@@ -41,14 +42,19 @@ def offline_at_once(local: bool) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-def build(names: Sequence[str], data_dir: Path | None) -> tuple[Any, Mapping[str, Any]]:
+def build(
+    names: Sequence[str], data_dir: Path | None, metadata: Mapping[str, Any] | None = None
+) -> tuple[Any, Mapping[str, Any]]:
     """Tasks of lm-eval, by name or by task file, behind the interface of a suite.
+
+    Args:
+      metadata: what tasks that make their own items need to know: tokenizer, max_seq_lengths.
 
     Raises:
       UserError: no such task, or its data are not to be had; or it would run code.
     """
     files = [name for name in names if name.endswith((".yaml", ".yml"))]
-    manager = _manager(len(files) < len(names))
+    manager = _manager(len(files) < len(names), json.dumps(metadata or {}, sort_keys=True))
     specs: list[str | dict[str, Any]] = []
     for name in names:
         if name in files:
@@ -79,11 +85,11 @@ def build(names: Sequence[str], data_dir: Path | None) -> tuple[Any, Mapping[str
 
 
 @functools.cache
-def _manager(stock: bool) -> Any:
+def _manager(stock: bool, metadata: str = "{}") -> Any:
     """lm-eval's index of its own tasks, which takes seconds, or one of none."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_defaults=stock)
+    return TaskManager(include_defaults=stock, metadata=json.loads(metadata))
 
 
 def _own(path: Path) -> Row:

@@ -84,6 +84,7 @@ def hidden_states(
     unroll: bool = False,
     attention: str = "auto",
     rope_regime: str | jax.Array = "auto",
+    rope: Float[jax.Array, "b t 2 k/2"] | None = None,
     layout: Layout = ANYWHERE,
 ) -> Float[jax.Array, "b t d"]:
     """Final hidden states, after the last norm, in `dtype`.
@@ -100,6 +101,7 @@ def hidden_states(
       attention: implementation, see `attention.attend`.
       rope_regime: LongRoPE list: "auto" (of each document by its own last position), "short", "long", or booleans, see
         `rope_table`.
+      rope: cos and sin in the place of those of the config, see `rotary.table_of`.
       layout: where activations lie on a mesh, and whether stored parameters have to be gathered, a layer at a time.
     """
     if remat not in REMAT:
@@ -109,7 +111,8 @@ def hidden_states(
     top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
     # Without the barrier XLA:CPU computes every sine again in every layer.
-    table = jax.lax.optimization_barrier(rope_table(positions, cfg, rope_regime, dtype, segments))
+    made = rope_table(positions, cfg, rope_regime, dtype, segments) if rope is None else rope
+    table = jax.lax.optimization_barrier(made)
     masks = [mask_of(cfg, i, segments, positions) for i in range(cfg.period)]
     attends = [lambda q, k, v, m=m: attend(q, k, v, m, cfg.softmax_scale, attention) for m in masks]
 

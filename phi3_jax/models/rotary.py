@@ -114,7 +114,27 @@ def rope_table(
         is_long = regime[..., None] if regime.ndim == 2 else regime[:, None, None]
         inverse = jnp.where(is_long, jnp.asarray(long[0], dtype), jnp.asarray(short[0], dtype))
         scale = jnp.where(is_long, jnp.asarray(long[1], dtype), jnp.asarray(short[1], dtype))[..., None]
-    angles = positions.astype(dtype)[..., None] * inverse
+    return _table(positions, inverse, scale)
+
+
+def table_of(
+    positions: Int[jax.Array, "b t"],
+    cfg: ModelConfig,
+    factors: Float[jax.Array, " k/2"],
+    scale: Float[jax.Array, ""],
+) -> Float[jax.Array, "b t 2 k/2"]:
+    """As `rope_table`, of one list at every position that is an argument of the program and has a gradient.
+
+    Args:
+      cfg: of which head_dim and rope_base count.
+      factors: by which the frequencies are divided; the table is in their dtype.
+      scale: on cos and sin.
+    """
+    return _table(positions, jnp.asarray(_frequencies(cfg, None)[0], factors.dtype) / factors, scale)
+
+
+def _table(positions: jax.Array, inverse: jax.Array, scale: float | jax.Array) -> jax.Array:
+    angles = positions.astype(inverse.dtype)[..., None] * inverse
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2) * scale
 
 

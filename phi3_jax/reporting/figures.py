@@ -315,10 +315,10 @@ def _depth_name(endpoint: Endpoint) -> str:
 
 
 def _estimate(ax: Axes, y: float, value: Estimate, colour: str, marker: str) -> None:
-    """A dot with its interval; hollow where the interval includes zero or there is none."""
+    """A dot with its interval; hollow where the interval includes zero, there is none, or one seed is behind it."""
     if value.known:
         ax.plot([value.low, value.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-    face = colour if value.sign else "white"
+    face = colour if value.sign and value.n > 1 else "white"
     ax.plot([value.value], [y], marker, color=colour, markerfacecolor=face, markersize=6.5)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from phi3_jax import statistics
 from phi3_jax.data.corpora.facts import ATTRIBUTES
+from phi3_jax.errors import UserError
 from phi3_jax.family import TRIO
 from phi3_jax.records.table import Run
+from phi3_jax.scaling import noise
 from phi3_jax.scaling.endpoints import Endpoint, endpoints, plotted_losses
 from phi3_jax.statistics import Estimate
 from phi3_jax.units import number
 
 NORMAL = 1.959964  # two-sided 95% quantile
+FREE = 4  # degrees of freedom from which a measured noise between seeds is used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +135,29 @@ def _on_scale(cell: Cell, endpoint: Endpoint, scale: str) -> tuple[dict[int, flo
     return by_seed, None if cell.item_se is None else float(on_logit)
 
 
-def _over_seeds(values: list[float], item_error: float | None) -> Estimate:
-    """Mean of one difference per seed; of one seed without an interval, which would cover items and not training."""
-    return _mean(values, item_error) if len(values) > 1 else statistics.over_seeds(values)
+def _over_seeds(values: list[float], item_error: float | None, training: tuple[float, int] | None = None) -> Estimate:
+    """Mean of one difference per seed. Of one seed the interval takes its part of training from other runs.
+
+    `training` is (standard deviation between seeds, its degrees of freedom); without it one seed has no interval, which
+    would cover items and not training.
+    """
+    if len(values) > 1 or not training:
+        return _mean(values, item_error) if len(values) > 1 else statistics.over_seeds(values)
+    (stderr, free), (value,), item = training, values, item_error or 0.0
+    half = math.hypot(float(special.stdtrit(free, (1 + statistics.LEVEL) / 2)) * stderr, NORMAL * item)
+    return Estimate(value, math.hypot(stderr, item), value - half, value + half, 1)
+
+
+def _trained_apart(cells: Sequence[Cell], endpoint: Endpoint, scale: str) -> tuple[list[float], int] | None:
+    """(variance between seeds of each cell, least degrees of freedom), as `scaling.noise` has measured it; else None."""
+    if scale == "logit":
+        return None
+    try:
+        found = [noise.of("/".join(endpoint.key), cell.size, cell.tokens) for cell in cells]
+    except UserError:
+        return None
+    free, factor = min(n.free for n in found), 100.0 if scale == "points" else 1.0
+    return ([(factor * n.sd) ** 2 for n in found], free) if free >= FREE else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +179,12 @@ def difference(first: Cell, second: Cell, endpoint: Endpoint) -> Difference | No
     seeds = sorted(set(first.by_seed) & set(second.by_seed))
     if not seeds:
         return None
-    (a, va), (b, vb) = (_on_scale(c, endpoint, "points" if endpoint.proportion else "unit") for c in (first, second))
+    scale = "points" if endpoint.proportion else "unit"
+    (a, va), (b, vb) = (_on_scale(c, endpoint, scale) for c in (first, second))
     error = None if va is None or vb is None else math.sqrt(va + vb)
-    found = _over_seeds([b[s] - a[s] for s in seeds], error)
+    apart = _trained_apart((first, second), endpoint, scale)
+    training = (math.sqrt(sum(apart[0])), apart[1]) if apart else None
+    found = _over_seeds([b[s] - a[s] for s in seeds], error, training)
     return Difference(endpoint, second.budget, second.member, found, len(seeds))
 
 
@@ -213,7 +240,8 @@ def lags(runs: Iterable[Run]) -> list[Lag]:
 def gains(runs: Iterable[Run], endpoint: Endpoint, scale: str) -> list[Gain]:
     """Gains per doubling of parameters at every budget where mini, small and medium share a seed.
 
-    Seeds are paired, and of one seed there is no interval; the errors over items are taken as independent between sizes
+    Seeds are paired; of one seed there is an interval where other runs have
+    measured how far seeds lie apart. The errors over items are taken as independent between sizes
     (`statistics.gain_per_doubling`), which is conservative for shared items.
     """
     table = cells(runs, endpoint)
@@ -228,11 +256,14 @@ def gains(runs: Iterable[Run], endpoint: Endpoint, scale: str) -> list[Gain]:
         variances = [v for _, v in sides if v is not None]
         per_seed = [statistics.gain_per_doubling([values[s] for values, _ in sides], sizes) for s in seeds]
         items = statistics.gain_per_doubling((0, 0, 0), sizes, variances) if len(variances) == 3 else None
+        apart = _trained_apart(trio, endpoint, scale)
+        seeds_apart = statistics.gain_per_doubling((0, 0, 0), sizes, apart[0]) if apart else None
         found = {}
         for name in ("first", "second", "contrast"):
             values = [getattr(g, name) for g in per_seed]
             error = getattr(items, f"{name}_stderr") if items else None
-            found[name] = _over_seeds(values, error)
+            training = (getattr(seeds_apart, f"{name}_stderr"), apart[1]) if apart else None
+            found[name] = _over_seeds(values, error, training)
         out.append(Gain(endpoint, budget, scale, **found, seeds=len(seeds)))
     return out
 

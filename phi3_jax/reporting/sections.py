@@ -189,11 +189,12 @@ def gain_table(runs: list[Run]) -> str:
         '<p class="small">Positive is better: a falling loss counts as a gain. A law without any '
         "mixture effect already predicts a weaker second step for the loss (0.79 of the first per "
         "doubling at matched tokens, from the Chinchilla law as re-fitted in arXiv:2404.10102 and read "
-        "far outside its fit), so a ratio near that is no evidence about data. Seeds are paired; of one seed there is no "
-        "interval. Item errors are taken as independent between sizes, which is conservative for shared test items.</p>"
+        "far outside its fit), so a ratio near that is no evidence about data. Seeds are paired; an interval "
+        "of one seed takes how far seeds lie apart from other runs (analysis/results/seed_sd.csv). Item "
+        "errors are taken as independent between sizes, which is conservative for shared test items.</p>"
     )
     header = ["Gain per doubling of parameters", "tokens", "unit", *steps, "second minus first", "seeds"]
-    title = "Gains in numbers, with 95% intervals" if any(r[1][-1] != "1" for r in rows) else "Gains in numbers"
+    title = "Gains in numbers, with 95% intervals" if any("[" in "".join(r[1]) for r in rows) else "Gains in numbers"
     return f"<h3>{title}</h3>" + markup.table(header, rows) + note
 
 
@@ -207,7 +208,8 @@ def difference_table(title: str, found: Sequence[Difference], second: Sequence[s
     if not lines:
         return ""
     header = [*["arm"] * bool(second), "Difference", "size", "tokens", "unit", "over the same seeds", "seeds"]
-    note = '<p class="small">Paired by seed; 95% intervals (Student\'s t) from two seeds up. Positive is better.</p>'
+    note = '<p class="small">Paired by seed; 95% intervals (Student\'s t); of one seed with the noise of other runs. '
+    note += "Positive is better.</p>"
     return f"<h3>{markup.text(title)}</h3>" + markup.table(header, lines, text_columns=2 + bool(second)) + note
 
 

@@ -73,17 +73,17 @@ def between(study: Study) -> list[str]:
     if len(study.arms) != 2:
         return []
     (first, one), (second, two) = study.arms.items()
-    out, seeds = [], 0
+    out, seeds, known = [], 0, False
     for end in main_endpoints(endpoints([*one, *two])):
         found = between_arms(one, two, end)
         found = [d for d in found if d.budget == found[-1].budget]
         if found:
-            seeds = min(d.seeds for d in found)
+            seeds, known = min(d.seeds for d in found), known or any(d.value.known for d in found)
             out.append(
                 f"{_capital(end)} at {found[-1].budget} tokens, {second} minus {first}, in {_unit_of(end)}: "
                 f"{_each(found, [d.member for d in found])}."
             )
-    return [*out, seed_sentence(seeds, [*one, *two])] if out else []
+    return [*out, seed_sentence(seeds, [*one, *two], known)] if out else []
 
 
 def _arm_headlines(runs: list[Run]) -> list[str]:
@@ -96,17 +96,19 @@ def _arm_headlines(runs: list[Run]) -> list[str]:
     found = [trio for end in main_endpoints(ends) if (trio := gains(runs, end, "points" if end.proportion else "unit"))]
     if found:
         limits = [*_floor_sentences(runs, found), *_ceiling_sentence(runs), *lag_sentences(runs, only_behind=True)]
-        return [*map(_gain_sentence, found), seed_sentence(min(g.seeds for trio in found for g in trio), runs), *limits]
-    out, seeds = [], 0
+        every = [gain for trio in found for gain in trio]
+        said = seed_sentence(min(g.seeds for g in every), runs, any(g.contrast.known for g in every))
+        return [*map(_gain_sentence, found), said, *limits]
+    out, seeds, known = [], 0, False
     for end in main_endpoints(ends)[:3]:
         out.append(_score_sentence(runs, end))
         steps = [d for d in between_sizes(runs, end) if d.budget == budgets(cells(runs, end).values())[-1]]
         if steps:
-            seeds = min(d.seeds for d in steps)
+            seeds, known = min(d.seeds for d in steps), known or any(d.value.known for d in steps)
             out.append(
                 f"Each size minus the next smaller one, in {_unit_of(end)}: {_each(steps, [d.member for d in steps])}."
             )
-    return [*out, *([seed_sentence(seeds, runs)] if seeds else []), _why_no_gains(runs)]
+    return [*out, *([seed_sentence(seeds, runs, known)] if seeds else []), _why_no_gains(runs)]
 
 
 def _capital(end: Endpoint) -> str:
@@ -239,8 +241,14 @@ def lag_sentences(runs: list[Run], only_behind: bool = False) -> list[str]:
     return out
 
 
-def seed_sentence(seeds: int, runs: Sequence[Run]) -> str:
-    """What the intervals of comparisons cover."""
+def seed_sentence(seeds: int, runs: Sequence[Run], known: bool = False) -> str:
+    """What the intervals of comparisons cover; `known`: some are there."""
+    if seeds == 1 and known:
+        return (
+            "One seed per size: a description, not a test. The intervals take how far seeds lie apart from other runs of "
+            "these sizes and tokens (analysis/results/seed_sd.csv), and test items; where none were measured there is no "
+            "interval. seeds=3 measures it here."
+        )
     if seeds == 1:
         return (
             "One seed per size: a description, not a test. There is no interval, for the seeds of training, which move "

@@ -1,4 +1,4 @@
-"""How far seeds lie apart, by endpoint and size: `analysis/results/seed_sd.csv`, measured from the studies that ship.
+"""How far seeds lie apart, by endpoint, size and tokens: `analysis/results/seed_sd.csv`, from the studies that ship.
 
 Runs of one study, arm, size and budget that differ in their seed give a variance; those of several arms are pooled by their
 degrees of freedom. After a study is added, `python -c "from phi3_jax.scaling import noise; noise.write()"` writes it anew.
@@ -26,11 +26,12 @@ _ALIKE = 1.5  # a size within this factor of a measured one has its noise
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Standard deviation between seeds of one endpoint at one size, in its own unit (a share is 0 to 1).
+    """Standard deviation between seeds of one endpoint at one size and budget, in its own unit (a share is 0 to 1).
 
     Attributes:
       endpoint: SUITE/TASK/METRIC.
       non_embedding: parameters of the size.
+      tokens: that the runs were trained on.
       sd: pooled over arms.
       free: degrees of freedom: runs minus arms.
       runs: how many runs are behind it.
@@ -38,6 +39,7 @@ class Noise:
 
     endpoint: str
     non_embedding: int
+    tokens: int
     sd: float
     free: int
     runs: int
@@ -50,7 +52,7 @@ class Noise:
 
 def measure(found: Iterable[Sequence[tables.Row]]) -> list[Noise]:
     """The noise of every endpoint and size of which two seeds ran; `found` holds the rows of one table each."""
-    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    groups: dict[tuple[str, int, int], list[np.ndarray]] = {}
     for rows in found:
         cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
         for row in rows:
@@ -60,15 +62,15 @@ def measure(found: Iterable[Sequence[tables.Row]]) -> list[Noise]:
                     if column.count("/") == 2 and "recall_by_frequency" not in column and row[column]:
                         name = _name(column, row.get("scorer", ""))
                         cells.setdefault(key, {}).setdefault(name, []).append(row.number(column, positive=False))
-        for (_, count, _), endpoints in cells.items():
+        for (_, count, budget), endpoints in cells.items():
             for name, values in endpoints.items():
                 if len(values) > 1:
-                    groups.setdefault((name, int(float(count))), []).append(np.array(values))
+                    groups.setdefault((name, int(float(count)), int(float(budget))), []).append(np.array(values))
     out = []
-    for (name, size), arms in sorted(groups.items()):
+    for (name, size, tokens), arms in sorted(groups.items()):
         free = sum(len(v) - 1 for v in arms)
         squares = sum(float(np.square(v - v.mean()).sum()) for v in arms)
-        out.append(Noise(name, size, math.sqrt(squares / free), free, sum(map(len, arms))))
+        out.append(Noise(name, size, tokens, math.sqrt(squares / free), free, sum(map(len, arms))))
     return out
 
 
@@ -92,23 +94,39 @@ def table() -> tuple[Noise, ...]:
     """The table that ships."""
     rows = tables.read(shipped.find(TABLE) if (shipped.root() / TABLE).is_file() else Path(TABLE))
     return tuple(
-        Noise(r["endpoint"], int(r["non_embedding"]), r.number("sd", positive=False), int(r["free"]), int(r["runs"]))
+        Noise(
+            r["endpoint"],
+            int(r["non_embedding"]),
+            int(r["tokens"]),
+            r.number("sd", positive=False),
+            int(r["free"]),
+            int(r["runs"]),
+        )
         for r in rows
     )
 
 
-def of(endpoint: str, size: float) -> Noise:
-    """The noise of an endpoint at the measured size nearest to `size` parameters.
+def of(endpoint: str, size: float, tokens: float | None = None) -> Noise:
+    """The noise of an endpoint at the measured size nearest to `size` parameters, there of most degrees of freedom.
+
+    With `tokens`, of runs that were trained on about as many.
 
     Raises:
-      UserError: an endpoint that was not measured, or no size within a factor of 1.5.
+      UserError: an endpoint that was not measured, or no size (or tokens) within a factor of 1.5.
     """
     names = {n.endpoint for n in table()}
     if endpoint not in names:
         raise UserError(
             f"no noise between seeds was measured of {endpoint!r}{nearest(endpoint, sorted(names))}; give --seed_sd"
         )
-    found = min((n for n in table() if n.endpoint == endpoint), key=lambda n: abs(math.log(n.non_embedding / size)))
+    alike = [n for n in table() if n.endpoint == endpoint]
+    if tokens is not None:
+        alike = [n for n in alike if abs(math.log(n.tokens / tokens)) < math.log(_ALIKE)]
+        if not alike:
+            raise UserError(
+                f"no noise between seeds of {endpoint} was measured near {tokens:,.0f} tokens; give --seed_sd"
+            )
+    found = min(alike, key=lambda n: (abs(math.log(n.non_embedding / size)), -n.free))
     if abs(math.log(found.non_embedding / size)) > math.log(_ALIKE):
         sizes = ", ".join(f"{n.non_embedding:,}" for n in table() if n.endpoint == endpoint)
         raise UserError(

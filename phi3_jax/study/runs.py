@@ -26,10 +26,12 @@ from phi3_jax.records.files import read_state
 from phi3_jax.study.arms import parts
 from phi3_jax.study.data import called
 from phi3_jax.study.full import FULL_BATCH_TOKENS, FULL_BUDGET, token_budget
+from phi3_jax.study.grow import grown
 from phi3_jax.units import human_count
 
 FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch holds 11 of facts and 33 of reasoning
-TEXT_BATCH_TOKENS = 2048
+TEXT_BATCH_TOKENS = {"milli": 65_536, "centi": 262_144, "deci": 1_048_576}  # below milli SMALL_BATCH_TOKENS
+SMALL_BATCH_TOKENS = 2048
 
 
 def plan_study(
@@ -53,7 +55,7 @@ def plan_study(
     if init:
         content = recorded(folder, init) if content is None else content
         runs = [dataclasses.replace(run, init=init, init_content=content) for run in runs]
-    return _under_former_names(runs, folder)
+    return grown(_under_former_names(runs, folder), folder)
 
 
 def _under_former_names(runs: Sequence[RunConfig], folder: Path) -> list[RunConfig]:
@@ -81,6 +83,11 @@ def recorded(folder: Path, init: str) -> str:
 def dtype_of(config: Any, half: bool) -> str:
     """The dtype of products: what is asked for, or bfloat16 where that halves the work."""
     return config.train.dtype or ("bfloat16" if half else "float32")
+
+
+def is_large(model: ModelConfig) -> bool:
+    """Whether a run of it is split over devices and recomputes, unless the config says otherwise: from deci on."""
+    return not model.is_proxy or model.scale == "deci"
 
 
 def strategy_of(config: Any, slices: int = 1) -> str:
@@ -131,7 +138,7 @@ def batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices:
     elif manifest["kind"] == "facts":
         windows = FACTS_BATCH
     else:
-        windows = max(1, TEXT_BATCH_TOKENS // window)
+        windows = max(1, TEXT_BATCH_TOKENS.get(scale, SMALL_BATCH_TOKENS) // window)
     unit = max(1, devices // (train.context * train.tensor)) * train.accumulation  # rows of the mesh
     return max(unit, -(-windows // unit) * unit)
 
@@ -182,7 +189,7 @@ def plan_runs(
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
                 )
             asked = {b // per_step: 0 if train.epochs else b for b in budgets}  # the largest of those of as many steps
-            large = full or not model.is_proxy
+            large = is_large(model)
             stem = f"{arm}-{model.member}-s{seed}" if arm else _stem(model, seed)
             shared = dict(
                 arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed,
@@ -294,12 +301,16 @@ def model_of(config: Any, scale: str, size: str, vocab: int) -> ModelConfig:
 def _budget_runs(
     stem: str, asked: Mapping[int, int], per_step: int, shared: dict[str, Any], every: int | None
 ) -> list[RunConfig]:
-    """The trunk (largest budget) and its forks, or one run per budget under cosine; `asked`: {steps: tokens asked for}."""
+    """The trunk (largest budget) and its forks, or one run per budget under cosine; `asked`: {steps: tokens asked for}.
+
+    A trunk keeps the states that its forks leave from, and the one before its own decay, from which it can be gone on.
+    """
     name = lambda s: f"{stem}-{budget_name(asked[s]) if asked[s] else human_count(s * per_step)}"  # noqa: E731
     largest, optim = max(asked), shared["optim"]
     wsd = optim.schedule == "wsd"
     forks = {s: decay_start(s, optim.decay) for s in sorted(asked) if s != largest} if wsd else {}
     forks = {s: start for s, start in forks.items() if start > 0}
+    kept = tuple(sorted({*forks.values(), decay_start(largest, optim.decay)} - {0})) if wsd else ()
     runs = []
     for s in sorted(asked, reverse=True):
         start = forks.get(s, 0)
@@ -311,7 +322,7 @@ def _budget_runs(
                 trunk_steps=largest if wsd else s,
                 start_step=start,
                 parent=name(largest) if start else None,
-                keep_steps=tuple(forks.values()) if s == largest else (),
+                keep_steps=kept if s == largest else (),
                 checkpoint_every=every or max(1, -(-s // 10)),
                 **shared,
             )
@@ -382,5 +393,5 @@ def before_forecast(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict[st
     if min(len({r.model.matrix_params for r in left}), len({r.budget for r in left})) < 3:
         return None
     trunks = {r.parent for r in left if r.parent}
-    pauses = {r.name: max(r.keep_steps) for r in runs if r.name in trunks}
+    pauses = {name: max(r.start_step for r in left if r.parent == name) for name in trunks if name}
     return [r for r in runs if r in left or r.name in trunks], pauses

@@ -36,7 +36,7 @@ class Wanted:
 
 
 def wanted(manifest: Mapping[str, Any]) -> Wanted | None:
-    """What decides on data of post-training: accuracy of the first held-out pairs, else the loss of the first rows."""
+    """What decides on data of post-training: reward accuracy of the first held-out pairs, else the first rows' loss."""
     pairs = manifest["loss"] == "preference"
     found = [entry["name"] for entry in manifest["evals"] if entry["meter"] == ("preference" if pairs else "text")]
     if manifest["kind"] != "chats" or not found:

@@ -111,3 +111,23 @@ def test_rows_in_the_columns_of_the_hub_are_the_same_rows(name: str) -> None:
         )
         assert {k: again[k] for k in same} == {k: common[k] for k in same}
     assert len(lines) >= 250
+
+
+def test_tasks_that_make_their_items_get_tokenizer_and_lengths(tmp_path):
+    """As RULER's of lm-eval do, which end in an assertion without."""
+    pytest.importorskip("lm_eval")
+    (tmp_path / "made.py").write_text(
+        "import datasets\n\ndef items(**given):\n"
+        "    row = {'input': given['tokenizer'], 'outputs': str(given['max_seq_lengths'])}\n"
+        "    return {'test': datasets.Dataset.from_list([row])}\n"
+    )
+    (tmp_path / "made.yaml").write_text(
+        "task: made\ncustom_dataset: !function made.items\noutput_type: generate_until\ntest_split: test\n"
+        'doc_to_text: "{{input}}"\ndoc_to_target: "{{outputs}}"\nmetric_list:\n  - metric: exact_match\n'
+        "metadata:\n  version: 1.0\n"
+    )
+    metadata = {"tokenizer": "here", "max_seq_lengths": [4096, 8192]}
+    _, tasks = stock.build([str(tmp_path / "made.yaml")], None, metadata)
+    (task,) = tasks["tasks"].values()
+    (doc,) = task.test_docs()
+    assert doc == {"input": "here", "outputs": "[4096, 8192]"}

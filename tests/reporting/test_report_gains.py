@@ -9,10 +9,22 @@ from pathlib import Path
 import fake_study
 import numpy as np
 import pytest
+from scipy import stats
 
 from phi3_jax.records.table import read_study
-from phi3_jax.reporting.gains import between_arms, between_sizes, cells, corpus_bits, gains, lags, recall_ceiling
+from phi3_jax.reporting.gains import (
+    FREE,
+    _over_seeds,
+    between_arms,
+    between_sizes,
+    cells,
+    corpus_bits,
+    gains,
+    lags,
+    recall_ceiling,
+)
 from phi3_jax.reporting.sentences import headlines
+from phi3_jax.scaling import noise
 from phi3_jax.scaling.endpoints import endpoints
 
 MEMBERS = ("mini", "small", "medium")
@@ -114,7 +126,13 @@ def test_two_sizes_and_two_arms_are_compared_seed_by_seed(tmp_path: Path) -> Non
     (arm,) = between_arms(one, two, endpoint)
     assert arm.value == step.value
     (alone,) = between_arms(one[:1], two, endpoint)
-    assert alone.seeds == 1 and not alone.value.known and not between_arms(one[:1], two[1:], endpoint)
+    assert alone.seeds == 1 and not between_arms(one[:1], two[1:], endpoint)
+    # One seed takes the noise of other runs of its size and tokens, of each side; where none was measured it has none.
+    sides = [noise.of("reasoning/row/exact", run.size, run.budget) for run in (one[0], two[0])]
+    free, apart = min(n.free for n in sides), 100 * math.hypot(*(n.sd for n in sides))
+    assert free >= FREE and alone.value.value == pytest.approx(5)
+    assert alone.value.high - 5 == pytest.approx(stats.t.ppf(0.975, free) * apart)
+    assert not _over_seeds([5.0], 0.1).known
 
 
 def test_a_fork_is_compared_with_its_trunk_at_equal_tokens(tmp_path: Path) -> None:

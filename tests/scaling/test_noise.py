@@ -24,7 +24,7 @@ def test_variances_of_arms_are_pooled_by_degrees_of_freedom(tmp_path: Path) -> N
         csv.writer(file).writerows([("arm", "non_embedding", "budget", "x/y/acc", "status"), *lines])
     (found,) = noise.measure([tables.read(tmp_path / "t.csv")])
     squares = 2 * np.var(values["a"], ddof=1) + np.var(values["b"], ddof=1)
-    assert found == noise.Noise("x/y/acc", 1000, pytest.approx(math.sqrt(squares / 3)), 3, 5)
+    assert found == noise.Noise("x/y/acc", 1000, 5, pytest.approx(math.sqrt(squares / 3)), 3, 5)
     assert found.most == pytest.approx(found.sd * math.sqrt(3 / stats.chi2.ppf(0.05, 3)))
 
 
@@ -43,5 +43,5 @@ def test_the_table_that_ships_is_that_of_the_runs_that_ship(tmp_path: Path) -> N
     ]
     assert [len(v) for v in values] == [5, 5]
     by_hand = math.sqrt(np.mean([np.var(v, ddof=1) for v in values]))
-    found = noise.of("reasoning/row/exact", 212_992)
+    found = noise.of("reasoning/row/exact", 212_992, 4e6)
     assert (found.sd, found.free, found.runs) == (pytest.approx(by_hand, rel=1e-3), 8, 10)

@@ -77,7 +77,9 @@ def test_noise_is_that_of_the_endpoint_at_each_size(capsys: pytest.CaptureFixtur
     effect = power.detectable(designs[rows])
     assert power.simulate(designs[rows], effect) == pytest.approx(0.8, abs=0.03)
     assert main(["power", "--endpoint", rows]) == 0
-    assert f"4.76, 2.64, 3.59 points between seeds ({rows}, 16, 10, 16 runs)" in capsys.readouterr().out
+    found = [noise.of(rows, size) for size in designs[rows].sizes]
+    sds, runs = (", ".join(parts) for parts in ([f"{100 * n.sd:.2f}" for n in found], [str(n.runs) for n in found]))
+    assert f"{sds} points between seeds ({rows}, {runs} runs)" in capsys.readouterr().out
     for words, said in (
         (["--endpoint", "reasoning/rows/exact"], "did you mean 'reasoning/row/exact'"),
         (["--sizes", "1e6,2e6,4e6"], "was measured near 1,000,000 parameters"),

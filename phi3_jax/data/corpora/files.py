@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from phi3_jax.errors import UserError
+from phi3_jax.records.files import read_json
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 PACKED = (".gz", ".zst", ".bz2")
 WHAT = ".txt, .jsonl or .json (each also .gz, .zst, .bz2), or .parquet"
 EMPTY, TWICE = "empty", "read already under another name"
+# Of a curated folder: that it is one; which parts it holds, once it is whole.
+CURATION, MANIFEST = "curation.json", "manifest.json"
 SHOWN, KEPT = 3, 100  # names of a reason in the line, and in the manifest
 _NOTES = re.compile(
     r"(readme|licen[cs]e|copying)([-_. ].*)?|(manifest|changelog|checksums?|sha\d+sums?|md5sums?|requirements)\.txt",
@@ -143,6 +146,8 @@ def account(where: str | Path) -> Account:
         if reason.startswith(("a ", "dead", EMPTY, "needs")):
             raise UserError(f"data file {str(path)!r} is not read: {reason}; give a file or folder of {WHAT}")
         raise UserError(f"data file {str(path)!r} is none of {WHAT}")
+    if (path / CURATION).is_file():
+        return _curated(path)
     found = Account([])
     candidates = sorted(_walk(path, found), key=lambda entry: (entry[0], entry[1]))
     seen: set[str] = set()
@@ -162,6 +167,20 @@ def account(where: str | Path) -> Account:
     return found
 
 
+def _curated(path: Path) -> Account:
+    """The parts that the manifest of a curated folder names, and nothing else that lies there."""
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"the curation in {str(path)!r} is not finished; type its command again first")
+    found = Account([])
+    for entry in read_json(path / MANIFEST).get("parts", []):
+        name, size = str(entry["file"]), entry["size"]
+        reason = _reason(path / name)
+        if reason is not None or (path / name).stat().st_size != size:
+            raise UserError(f"part {str(path / name)!r} is {reason or 'damaged'}; remove the manifest and curate again")
+        found.files.append(_file(path / name, name))
+    return found
+
+
 def _walk(root: Path, found: Account) -> Iterator[tuple[bool, str, Path]]:
     """(behind a link, name, path) of all files below; what is linked comes last, and no real folder twice."""
     todo, seen = [(False, "", root)], set()
@@ -176,6 +195,9 @@ def _walk(root: Path, found: Account) -> Iterator[tuple[bool, str, Path]]:
         entries = _entries(folder)
         if within and any(entry.name == "study.json" for entry in entries):
             found.leave("a study's folder", within.rstrip("/"))
+            continue
+        if within and any(entry.name == CURATION for entry in entries):
+            found.leave("a curated folder", within.rstrip("/"))
             continue
         for entry in entries:
             name, link = within + entry.name, linked or entry.is_symlink()

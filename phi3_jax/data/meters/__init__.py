@@ -23,6 +23,7 @@ METERS: dict[str, Meter] = {
         "text",
         "preference",
         "chat",
+        "needles",
     )
 }
 

@@ -1,0 +1,62 @@
+"""From raw pages to a corpus: which rules, in which order, with which limits.
+
+    python launch/curate.py --config experiments/curation.py --input FOLDER --output curated/mine
+    python launch/curate.py --config experiments/curation.py:fineweb --input crawl --output curated/web
+    python launch/run.py    --config experiments/scaling.py:sweep,data=curated/mine          # trains on it
+
+Words after the colon, separated by commas:
+
+    own | fineweb       which rules (default own). fineweb: those of FineWeb (arXiv:2406.17557) in its order, with the
+                        decisions of datatrove 0.10.1, whose words are spaCy's. own: the same families with words between
+                        white space; genres whose form they misread (the field `genre` of a row) are exempt from a rule
+    rule=FILE.py:NAME   a rule of your own as well: a function (text, row) -> number or true and false, see `own` below
+    text_field=text     the field of a row that holds its text
+
+Every parameter of every step is a key: --config.rules.near.jaccard=0.9. The order is one too: --config.order=exact,near.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from phi3_jax.curation.config import base, with_steps
+from phi3_jax.experiment import parse_arguments
+
+TARGETS = ("own", "fineweb")
+WORDS = {"rule": str, "text_field": str}
+CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
+LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The curation as a ConfigDict; `argument` is what follows the colon on the command line."""
+    target, words = parse_arguments(argument, TARGETS, WORDS)
+    config = base(text_field=words.get("text_field", "text"))
+    order, rules = FINEWEB if target == "fineweb" else OWN
+    order = list(order)
+    if "rule" in words:
+        order.insert(order.index("exact"), "own")
+        rules = rules | {"own": {"rule": words["rule"]}}
+    return with_steps(config, *order, **rules)
+
+
+# FineWeb's order; C4 without its rule on how a line ends, as FineWeb uses it. Addresses are replaced last, as there.
+FINEWEB = (
+    ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "exact", "near", "personal"),
+    {
+        "gopher_repetition": {"words": "spacy"},
+        "gopher_quality": {"words": "spacy"},
+        "c4": {"words": "spacy", "terminal": False},
+        "fineweb": {"words": "spacy"},
+        "personal": {"phones": False, "ipv6": False},
+    },
+)
+OWN = (
+    ("normalise", "language", "gopher_repetition", "gopher_quality", "fineweb", "exact", "near", "personal"),
+    {
+        "language": {"least": 0.5, "exempt": CODE + LISTS},
+        "gopher_repetition": {"exempt": CODE + LISTS},
+        "gopher_quality": {"exempt": CODE + ("reasoning",)},
+        "fineweb": {"quotes": True, "min_ended": 0.05, "max_repeated": 0.1, "exempt": CODE + SPEECH + LISTS},
+    },
+)

@@ -1,0 +1,1 @@
+"""From raw pages to a corpus that a study trains on: rules, duplicates, contamination, provenance and a page."""

@@ -1,0 +1,70 @@
+"""Every rule by name: on one document, and on the corpus. A new one is a line here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from phi3_jax.curation import basic, gopher, pages, personal
+from phi3_jax.curation.rule import Rule
+from phi3_jax.keys import Key, share, whole, word
+
+DOCUMENT: dict[str, Rule] = {
+    "normalise": basic.NORMALISE,
+    "language": basic.LANGUAGE,
+    "gopher_repetition": gopher.REPETITION,
+    "gopher_quality": gopher.QUALITY,
+    "c4": pages.C4,
+    "fineweb": pages.FINEWEB,
+    "personal": personal.PERSONAL,
+    "own": basic.USER,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A rule that looks at many documents; `work` is "module:function" and is called with (work, step)."""
+
+    doc: str
+    work: str
+    reasons: tuple[str, ...]
+    keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
+
+
+KEEP = Key(
+    "which of several copies stays: sources from first to last; within one, the longest text",
+    (), tuple, item=word("a source", None),
+)  # fmt: skip
+CORPUS: dict[str, Step] = {
+    "exact": Step(
+        "Texts that are equal but for white space and capitals",
+        "phi3_jax.curation.near:exact",
+        ("exact_duplicate",),
+        {"keep": KEEP},
+    ),
+    "near": Step(
+        "Texts whose word 5-grams agree, or that stand inside another one; candidates by MinHash and fingerprints, decided "
+        "by exact similarity with a text that stays",
+        "phi3_jax.curation.near:near",
+        ("near_duplicate", "contained"),
+        {
+            "jaccard": share("least similarity at which a text is dropped", 0.8),
+            "containment": share("least part of a text's word 3-grams in a longer one at which it is dropped", 0.98),
+            "bands": whole("of the signature", 20, 1, 256),
+            "rows": whole("hashes of a band", 7, 1, 64),
+            "window": whole("words of a run that two texts share to be compared", 32, 4, 1024),
+            "least_words": whole("texts with fewer words are left to `exact`", 20, 5),
+            "keep": KEEP,
+        },
+    ),
+}
+
+
+def keys_of(rule: str) -> Mapping[str, Key]:
+    """The parameters of a rule."""
+    return DOCUMENT[rule].keys if rule in DOCUMENT else CORPUS[rule].keys
+
+
+def reasons_of(rule: str) -> tuple[str, ...]:
+    """Why a rule drops a document, by index."""
+    return tuple(check.reason for check in DOCUMENT[rule].checks) if rule in DOCUMENT else CORPUS[rule].reasons

@@ -1,0 +1,293 @@
+"""The command `launch/extend.py`: a longer window for a trained model, by a search of its RoPE factors.
+
+A folder holds factors.json (Hugging Face's form, and what the search saw), the run with the new window, and in search/ all
+values so far, one line each: a search that was killed goes on with them, and ends as it would have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from phi3_jax.configs import LongRope, ModelConfig, config_diff, shown_changes
+from phi3_jax.data import long_rows as made_of
+from phi3_jax.data import needles, sources
+from phi3_jax.data.long_rows import Rows
+from phi3_jax.errors import UserError
+from phi3_jax.extension import lists, search
+from phi3_jax.extension.asked import Asked, asked, identity
+from phi3_jax.inference.forward import Judge
+from phi3_jax.interop import huggingface, loading
+from phi3_jax.interop.content import content
+from phi3_jax.models.spec import count_params, param_specs
+from phi3_jax.records import files, ownership, rows, streaming
+from phi3_jax.records.folder import KEPT
+from phi3_jax.sharding import rules
+from phi3_jax.sharding.mesh import make_mesh
+
+NEEDLES, TEXTS = 32, 8  # rows of a fitness; with 8 of needles a search improves its own rows alone
+EVAL_TEXTS, QUESTIONS = 16, 48  # rows that the search does not see
+LARGE = 1e9  # parameters from which they are split over devices
+FACTORS, SEARCH, JOURNAL, RECORD = "factors.json", "search", "values.jsonl", "search.json"
+
+
+def command(flags: Mapping[str, Any]) -> int:
+    """The command."""
+    found = asked(flags)
+    out = Path(flags["out"])
+    _refuse_foreign(out)
+    fitness, evaluation, notes = _rows(found)
+    print(*_said(found, notes), sep="\n", flush=True)
+    known = identity(found, {name: one.digest for name, one in fitness.items()}, content(found.weights))
+    with ownership.own(out, "choose another --out", inside=True):
+        _claim(out, known)
+        judge = _judge(found)
+        result = extend(found, judge, fitness, evaluation, out)
+        files.write_json(out / FACTORS, result, durable=True)
+        print(*table(result), sep="\n")
+        cfg = extended(found, result)
+        write_run(found.weights, cfg, out)
+    print(f"{cfg.name}: {out}, {out / FACTORS}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ what is there
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SEARCH / RECORD).is_file())):
+        others = [path for path in out.iterdir() if path.name != ownership.INSIDE] if out.is_dir() else [out]
+        if others:
+            raise UserError(f"{out} exists and holds no extension; choose another --out, or remove it")
+
+
+def _claim(out: Path, known: Mapping[str, Any]) -> None:
+    """Writes down what is searched for; refuses a folder that holds another search."""
+    old = files.read_state(out / SEARCH / RECORD)
+    if old and (changes := config_diff(old, known)):
+        raise UserError(
+            f"{out} holds another extension ({shown_changes(changes)}); choose another --out, or put that back"
+        )
+    if not old:
+        (out / SEARCH).mkdir(exist_ok=True)
+        files.write_json(out / SEARCH / RECORD, known, durable=True)
+
+
+def _rows(found: Asked) -> tuple[dict[str, Rows], dict[str, Rows], list[str]]:
+    """Rows of the fitness and of the evaluation, by what they hold, and lines about them."""
+    flags, texts = found.flags, sources.texts(found.data, found.flags["text_field"])
+    pieces = made_of.pieces(texts.documents, found.tokenizer, found.target + 1)
+    form, seed, fitness = needles.Form(found.tokenizer), flags["seed"], flags["fitness"]
+    judged, unseen = {}, {}
+    if fitness != "needle":
+        judged["text"] = made_of.text_rows(pieces, "search", TEXTS, found.task.original, seed)
+    if fitness != "text":
+        judged["needle"] = made_of.needle_rows(pieces, "search", NEEDLES, form, seed)
+    unseen["text"] = made_of.text_rows(pieces, "evaluation", EVAL_TEXTS, 0, seed)
+    length = found.task.original
+    while fitness != "text" or _even(form):
+        length = min(length, found.target)
+        if length > 4 * form.longest:
+            unseen[str(length)] = made_of.needle_rows(pieces, "evaluation", QUESTIONS, form, seed, length)
+        if length == found.target:
+            break
+        length *= 2
+    sides = ", ".join(f"{len(pieces.sides[side])} for {side}" for side in made_of.SIDES)
+    notes = [f"data: {pieces.documents:,} documents, the longest of {pieces.longest:,} tokens; rows {sides}"]
+    if missing := [side for side in made_of.SIDES[:2] if not pieces.sides[side]]:
+        notes.append(f"note: no held-out document is long enough for {' or '.join(missing)}: training's are taken")
+    return judged, unseen, notes
+
+
+def _even(form: needles.Form) -> bool:
+    try:
+        return form.value > 0
+    except UserError:
+        return False
+
+
+def _said(found: Asked, notes: Sequence[str]) -> list[str]:
+    """What will be done, with every default."""
+    task, flags, cfg = found.task, found.flags, found.weights.config
+    factor = attention_factor(found)
+    name = f"{cfg.label} from L0 = {task.original:,} to {found.target:,} tokens: s = {task.scale:g}"
+    lines = [
+        name, f"attention factor {factor:.6g}, {_why(found)}",
+        f"method {found.method}" + (
+            f", fitness {flags['fitness']}, {flags['evaluations']:,} evaluations, critical pair at most "
+            f"{lists.critical(task)} of {task.half}" if found.searches else ""
+        ) + f", seed {flags['seed']}, train {flags.get('train', 0):,} tokens, mix {flags.get('mix', .5):g}",
+        *notes,
+    ]  # fmt: skip
+    if cfg.sliding_window is not None:
+        lines.append(f"the window of {cfg.window_keys:,} keys is lifted, as in the released 128k models")
+    if cfg.blocksparse:
+        lines.append(
+            f"the list matters most in the {cfg.dense_layers} dense layers of {cfg.layers}: the others see "
+            f"{cfg.blocksparse.local_blocks * cfg.blocksparse.block:,} tokens back and every "
+            f"{cfg.blocksparse.vert_stride}th block of {cfg.blocksparse.block}"
+        )
+    return lines
+
+
+def attention_factor(found: Asked) -> float:
+    """Factor on cos and sin that the extended model has."""
+    return lists.attention_factor(found.method if found.method in lists.FORMS else "longrope", found.task)
+
+
+def _why(found: Asked) -> str:
+    if found.method == "yarn":
+        return "YaRN's .1 ln s + 1"
+    if found.method in lists.FORMS:
+        return "as the method has it"
+    return f"sqrt(1 + ln s / ln L0), set by the target over --original ({found.task.original:,})"
+
+
+# ------------------------------------------------------------------------------------------------ the search
+
+
+def _judge(found: Asked) -> Judge:
+    cfg = found.model
+    strategy = "fsdp" if count_params(cfg) > LARGE and len(jax.devices()) > 1 else "dp"
+    mesh = make_mesh(strategy=strategy)
+    shardings = rules.param_shardings(param_specs(cfg), strategy, mesh)
+    params = loading.place(cfg, found.weights.dtypes, found.weights.read, shardings)
+    half = next(iter(found.weights.dtypes.values())).itemsize == 2 and jax.default_backend() != "cpu"
+    return Judge(params, cfg, mesh, strategy, jax.numpy.bfloat16 if half else jax.numpy.float32)
+
+
+def fitness_of(judge: Judge, rows: Mapping[str, Rows], factors: Sequence[float], scale: float) -> dict[str, float]:
+    """{kind of rows: mean nll of what counts in them} and their mean as "fitness", nats."""
+    found = {name: float(judge(one, factors, scale)[0].astype(np.float64).mean()) for name, one in rows.items()}
+    return found | {"fitness": float(np.mean(list(found.values())))}
+
+
+def extend(
+    found: Asked, judge: Judge, fitness: Mapping[str, Rows], evaluation: Mapping[str, Rows], out: Path
+) -> dict[str, Any]:
+    """factors.json: the list that was found, all baselines, and what both make of rows that the search did not see."""
+    journal, scale, start = out / SEARCH / JOURNAL, attention_factor(found), time.perf_counter()
+    kept = {
+        tuple(row["factors"]): row for row in rows.read(journal)[0] if row.get("scale") == scale and "fitness" in row
+    }
+
+    def evaluate(some: Sequence[search.List]) -> list[float]:
+        for one in some:
+            if one not in kept:
+                kept[one] = {"factors": list(one), "scale": scale, **fitness_of(judge, fitness, one, scale)}
+                rows.append(journal, kept[one])
+        return [kept[one]["fitness"] for one in some]
+
+    best, curve = _chosen(found, evaluate)
+    tried: dict[str, Any] = {}
+    task = found.task
+    named = {n: (search.as_list(form(task)), lists.attention_factor(n, task)) for n, form in lists.FORMS.items()}
+    for name, (factors, own) in (named | {found.method: (best, scale)}).items():
+        tried[name] = {"factors": list(factors), "attention_factor": own, **fitness_of(judge, fitness, factors, own)}
+        tried[name]["unseen"] = unseen(judge, evaluation, factors, own, task.original)
+    return {
+        "type": "longrope", "short_factor": [1.0] * found.task.half, "long_factor": list(best),
+        "original_max_position_embeddings": found.task.original, "max_position_embeddings": found.target,
+        "attention_factor": scale,
+        "made_by": {
+            "method": found.method, "L0": found.task.original, "s": found.task.scale, "fitness": found.flags["fitness"],
+            "seed": found.flags["seed"], "evaluations": len(kept), "curve": [list(point) for point in curve],
+            "rows": {name: one.digest for name, one in fitness.items()}, "lists": tried,
+            "seconds": round(time.perf_counter() - start, 1),
+        },
+    }  # fmt: skip
+
+
+def _chosen(
+    found: Asked, evaluate: Callable[[Sequence[search.List]], list[float]]
+) -> tuple[search.List, Sequence[Any]]:
+    if found.given is not None:
+        return search.as_list(found.given), ()
+    if not found.searches:
+        return search.as_list(lists.FORMS[found.method](found.task)), ()
+    old = found.weights.config.longrope
+    start = search.seeds(found.task, old.long if old else None)
+    yarn = start["yarn"]
+
+    def tell(generation: int, so_far: search.Found) -> None:
+        count, value = so_far.curve[-1]
+        line = f"generation {generation}: {count:,} of {found.flags['evaluations']:,} evaluations, best {value:.4f}"
+        print(f"{line} (yarn {so_far.values.get(yarn, float('nan')):.4f})", file=sys.stderr, flush=True)
+
+    space = search.Space(found.task, found.method)
+    result = search.search(space, start, evaluate, found.flags["evaluations"], found.flags["seed"], tell)
+    return result.best, result.curve
+
+
+def unseen(
+    judge: Judge, evaluation: Mapping[str, Rows], factors: Sequence[float], scale: float, original: int
+) -> dict[str, Any]:
+    """What a list makes of rows that no search saw: text loss by position, digits and needle loss by length."""
+    found: dict[str, Any] = {"digits": {}, "needle_nll": {}}
+    for name, one in evaluation.items():
+        nll, hit = judge(one, factors, scale)
+        if name == "text":
+            parts = made_of.bins(original, nll.shape[1])
+            found["text"] = {f"{a}-{b}": float(nll[:, a:b].mean()) for a, b in parts}
+            found["beyond"] = float(nll[:, original:].mean())
+        else:
+            found["digits"][name], found["needle_nll"][name] = float(hit.mean()), float(nll.mean())
+    return found
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """The lists as lines of text."""
+    tried = result["made_by"]["lists"]
+    first = next(iter(tried.values()))["unseen"]
+    head = ["list", "m", "fitness", "text beyond L0", *first["text"], *(f"digits {n}" for n in first["digits"])]
+    lines = [head]
+    for name, one in tried.items():
+        new = one["unseen"]
+        numbers = [one["attention_factor"], one["fitness"], new["beyond"], *new["text"].values()]
+        lines.append([name, *(f"{x:.3f}" for x in numbers), *(f"{x:.2f}" for x in new["digits"].values())])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [*shown, f"factors: {' '.join(f'{x:g}' for x in result['long_factor'])}"]
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def extended(found: Asked, result: Mapping[str, Any]) -> ModelConfig:
+    """The model with the new window."""
+    cfg, factor = found.weights.config, result["attention_factor"]
+    rope = LongRope(
+        found.task.original, tuple(result["short_factor"]), tuple(result["long_factor"]),
+        mscale_when_short=cfg.layout != "phi3small",
+    )  # fmt: skip
+    if abs(lists.attention_factor("longrope", found.task) - factor) > 1e-12:
+        rope = dataclasses.replace(rope, long_mscale=factor, short_mscale=factor if rope.mscale_when_short else 1.0)
+    size = f"{found.target // 1024}k" if found.target % 1024 == 0 else str(found.target)
+    return dataclasses.replace(found.model, name=f"{cfg.name}-{size}", longrope=rope)
+
+
+def write_run(weights: loading.Weights, cfg: ModelConfig, folder: Path) -> None:
+    """Weights as a run of another config of the same shape; config.json, which makes it a run, comes last."""
+    leaves = huggingface.leaves_of(cfg)
+    forms = {f"params.{leaf}": (spec.shape, weights.dtypes[leaf]) for leaf, spec in leaves.items()}
+    if not (folder / "checkpoints" / "0").is_dir():
+        with streaming.stream(folder / "checkpoints", 0, forms, {"extended": True}) as put:
+            for leaf, spec in leaves.items():
+                for layer in range(cfg.layers) if spec.axes[0] == "layers" else [None]:
+                    put(f"params.{leaf}", layer, weights.part(leaf, layer))
+    if weights.kept.is_dir():
+        (folder / KEPT).mkdir(exist_ok=True)
+        for path in huggingface.kept_files(weights.kept):
+            if path.name != "config.json":  # that of the short window
+                shutil.copyfile(path, folder / KEPT / path.name)
+    made = files.read_state(weights.run / "config.json").get("tokenizer") if weights.run else None
+    record = {"name": cfg.name, "label": cfg.label, "config": {"model": dataclasses.asdict(cfg)}}
+    files.write_json(folder / "config.json", record | ({"tokenizer": made} if made else {}), durable=True)
