@@ -10,6 +10,8 @@ Words after the colon, separated by commas:
                         decisions of datatrove 0.10.1, whose words are spaCy's. own: the same families with words between
                         white space; genres whose form they misread (the field `genre` of a row) are exempt from a rule
     rule=FILE.py:NAME   a rule of your own as well: a function (text, row) -> number or true and false, see `own` below
+    benchmarks=FOLDER   items of benchmarks that the corpus must not hold: NAME/test.jsonl, or a .jsonl file, with question
+                        and answer or target. Documents with one are dropped (--config.rules.decontaminate.mode=cut|tag)
     text_field=text     the field of a row that holds its text
 
 Every parameter of every step is a key: --config.rules.near.jaccard=0.9. The order is one too: --config.order=exact,near.
@@ -23,7 +25,7 @@ from phi3_jax.curation.config import base, with_steps
 from phi3_jax.experiment import parse_arguments
 
 TARGETS = ("own", "fineweb")
-WORDS = {"rule": str, "text_field": str}
+WORDS = {"rule": str, "text_field": str, "benchmarks": str}
 CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
 LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
 
@@ -37,6 +39,9 @@ def get_config(argument: str = "") -> ConfigDict:
     if "rule" in words:
         order.insert(order.index("exact"), "own")
         rules = rules | {"own": {"rule": words["rule"]}}
+    if "benchmarks" in words:
+        order.insert(order.index("personal"), "decontaminate")
+        rules = rules | {"decontaminate": {"benchmarks": words["benchmarks"]}}
     return with_steps(config, *order, **rules)
 
 

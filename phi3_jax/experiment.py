@@ -181,6 +181,7 @@ class Arm:
 
     Attributes:
       facts: in the corpus.
+      data: what it is trained on instead of facts and reasoning, as `data.source` names it; budgets are then the study's.
       knowledge, reasoning, reading, text: tokens of each source.
       seeds: how many of the study's seeds it takes part in.
       sizes, ladder, mup, value_bits, frequency, peak_lr, weighting: as the keys of these names.
@@ -193,6 +194,7 @@ class Arm:
     """
 
     facts: float = 0
+    data: str | None = None
     knowledge: float = 0
     reasoning: float = 0
     reading: float = 0
@@ -256,6 +258,7 @@ def arms_of(config: Mapping[str, Any]) -> dict[str, Arm]:
 ARM: dict[str, Key] = {
     **{name: number(f"{name} of an arm", 0.0, 0.0, MOST) for name in ("facts", *SOURCES)},
     "seeds": whole("how many of the study's seeds it takes part in", None, 1, 1000),
+    "data": local("of an arm of text", None),
 }
 _OF_ARM = ("ratios", "sizes", "ladder", "mup", "data.value_bits", "data.frequency", "optim.peak_lr", "train.weighting")
 
@@ -529,7 +532,12 @@ def _check_arm(arm: Mapping[str, Any], where: str) -> None:
                 Key("tokens", 1, int, 1, MOST).valid(tokens, f"{where}budgets.{size}={text(tokens)}")
         else:
             ranges[name].valid(value, f"{where}{name}={text(value)}")
-    if not sum(arm.get(name, 0) for name in SOURCES):
+    counted = sum(arm.get(name, 0) for name in SOURCES)
+    if arm.get("data") and (counted or arm.get("facts")):
+        raise UserError(
+            f"{where}data={text(arm['data'])} is all that the arm is trained on; leave facts and tokens out"
+        )
+    if not counted and not arm.get("data"):
         raise UserError(
             f"{where.rstrip('.')} has no tokens; give knowledge, reasoning, reading or text a number of them"
         )

@@ -329,11 +329,15 @@ there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
     {
         "config": Flag(
             local("the curation, and words that its file documents: experiments/curation.py:fineweb"),
-            "FILE[:WORDS]", needed=True,
+            "FILE[:WORDS]",
         ),
         "input": Flag(local("a file or folder of text, JSON lines or parquet"), "PATH", repeated=True),
         "more": Flag(local("further inputs, as a shell makes of crawl/*.jsonl.gz"), "PATH", repeated=True, bare=True),
         "output": Flag(local("the folder of the corpus"), "FOLDER"),
+        "sample": Flag(
+            number("forecasts what each step keeps, from this share of the documents; writes nothing", None, 1e-9, 1.0)
+        ),
+        "why": Flag(word("prints the fate of the document with this id in the curation at --output", None), "ID"),
         "engine": Flag(word("this machine, or Ray (pip install 'daft[ray]')", "native", "native", "ray")),
         "workers": Flag(whole("processes; without, one a core", None, 1, 4096)),
     },

@@ -16,6 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import commands, keys
+from phi3_jax.curation import decontaminate
+from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import CORPUS, DOCUMENT, keys_of
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.keys import Key
@@ -36,19 +38,6 @@ def with_keys(command: commands.Command) -> commands.Command:
     """A command that takes --config.KEY=VALUE of every key, and of every parameter of a step as rules.STEP.PARAMETER."""
     steps = {f"rules.{rule}.{p}": key for rule in (*DOCUMENT, *CORPUS) for p, key in keys_of(rule).items()}
     return dataclasses.replace(command, keys=KEYS | steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of a plan: its name, the rule of the table that it is, all parameters."""
-
-    name: str
-    rule: str
-    parameters: Mapping[str, Any]
-
-    @property
-    def corpus(self) -> bool:
-        return self.rule in CORPUS
 
 
 def base(**changes: Any) -> ConfigDict:
@@ -116,7 +105,7 @@ def steps_of(config: Mapping[str, Any]) -> list[Step]:
                 raise UserError(f"unknown key config.rules.{name}.{parameter}{nearest(parameter, known)}")
             known[parameter].valid(value, f"config.rules.{name}.{parameter}={keys.text(value)}")
         values = {p: given.get(p, key.default) for p, key in known.items()}
-        found.append(Step(name, rule, values))
+        found.append(Step(name, rule, values, rule in CORPUS))
     return found
 
 
@@ -125,12 +114,14 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: config[name] for name in KEYS if name not in ("order",)}
     steps = []
     for step in steps_of(config):
-        entry: dict[str, Any] = {"step": step.name, "rule": step.rule, **step.parameters}
+        entry: dict[str, Any] = {"step": step.name, "rule": step.rule, "parameters": dict(step.parameters)}
         if step.rule == "own":
             file = Path(step.parameters["rule"].rpartition(":")[0])
             if not file.is_file():
                 raise UserError(f"{step.name}: rule={step.parameters['rule']} names no file; write FILE.py:NAME")
             entry["content"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if step.rule == "decontaminate":
+            entry["content"] = decontaminate.content(step.parameters["benchmarks"])
         steps.append(entry)
     return json.loads(json.dumps({"version": VERSION, **plain, "steps": steps}, default=list))
 
@@ -156,5 +147,6 @@ def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in described.items() if name != "steps"}
     found["order"] = ",".join(step["step"] for step in described.get("steps", []))
     for step in described.get("steps", []):
-        found |= {f"{step['step']}.{name}": value for name, value in step.items() if name != "step"}
+        found |= {f"{step['step']}.{name}": value for name, value in step.items() if name not in ("step", "parameters")}
+        found |= {f"{step['step']}.{name}": value for name, value in step["parameters"].items()}
     return found

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.curation import store
-from phi3_jax.curation.config import Step
-from phi3_jax.curation.rule import Check
+from phi3_jax.curation.rule import Check, Step
 from phi3_jax.curation.table import DOCUMENT
 
 NAMES = ("id", "source", "genre", "licence", "given")  # what a rule sees of a row, beside its metadata

@@ -95,7 +95,8 @@ class Engine:
             frame = frame.where((col(key) >= where[0]) & (col(key) <= where[1]))
         frame = frame.groupby(key).agg(col("doc").list_agg().alias("docs"), col("doc").count().alias("count"))
         for row in frame.where(col("count") > 1).select("docs").iter_rows():
-            yield sorted(row["docs"])
+            if len(docs := sorted(set(row["docs"]))) > 1:
+                yield docs
 
 
 def perform(function: str, task: str, stop: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3_jax.curation import documents, store
-from phi3_jax.curation.config import Step
+from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import DOCUMENT
 from phi3_jax.curation.work import ROWS, Work
 

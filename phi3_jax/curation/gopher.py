@@ -6,11 +6,11 @@ white space, which is how the paper's limits read.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from phi3_jax.curation import words as wording
 from phi3_jax.curation.rule import EXEMPT, Check, Measured, Rule
@@ -18,7 +18,6 @@ from phi3_jax.keys import number, share, whole, word
 
 _PARAGRAPH, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 _TOP, _REPEATED = (2, 3, 4), (5, 6, 7, 8, 9, 10)
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 WORDS = word("what counts as a word", "space", *wording.KINDS)
 # Ends of sentences in all scripts, and other marks, by code point: datatrove's utils/text.py.
@@ -45,16 +44,19 @@ def quality(text: str, row: Any, words: str = "space") -> Measured:
     """Counts of words, their mean length, shares of hashes, ellipses, bullets, letters; how many stop words there are."""
     found = wording.splitter(words)(text)
     n = len(found)
-    solid = [w for w in found if (w.isascii() and w.isalnum()) or not _SYMBOLS.fullmatch(w)]
-    letters = sum(w.isalpha() or any(map(str.isalpha, w)) for w in found)
+    counts = Counter(found)
+    marks = {w: c for w, c in counts.items() if not (w.isascii() and w.isalnum()) and _SYMBOLS.fullmatch(w)}
+    solid = n - sum(marks.values())
+    characters = sum(len(w) * c for w, c in counts.items()) - sum(len(w) * c for w, c in marks.items())
+    letters = sum(c for w, c in counts.items() if w.isalpha() or any(map(str.isalpha, w)))
     lines = text.splitlines()
     nan = float("nan")
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
     trailing = sum(line.rstrip().endswith(("...", "…")) for line in lines)
-    mean = float(np.mean(np.fromiter(map(len, solid), np.int64, len(solid)))) if solid else nan
+    mean = characters / solid if solid else nan
     return (
-        len(solid),
-        len(solid),
+        solid,
+        solid,
         mean,
         mean,
         text.count("#") / n if n else nan,
@@ -62,7 +64,7 @@ def quality(text: str, row: Any, words: str = "space") -> Measured:
         bullets / len(lines) if lines else nan,
         trailing / len(lines) if lines else nan,
         letters / n if n else nan,
-        len(STOP_WORDS.intersection(found)),
+        len(STOP_WORDS & counts.keys()),
     ), text
 
 
@@ -108,9 +110,7 @@ def repetition(text: str, row: Any, words: str = "space") -> Measured:
     paragraphs, lines = _PARAGRAPH.split(text.strip()), _LINES.split(text)
     of_paragraphs, of_lines = duplicates(paragraphs), duplicates(lines)
     found = wording.splitter(words)(text)
-    ids = np.fromiter(map(hash, found), np.int64, len(found)).view(np.uint64)
-    lengths = np.fromiter(map(len, found), np.int64, len(found))
-    tops, repeated = _ngrams(ids, lengths)
+    tops, repeated = _ngrams(found)
     return (
         0.0,
         of_paragraphs[0] / len(paragraphs),
@@ -134,47 +134,42 @@ def duplicates(pieces: Sequence[str]) -> tuple[int, int]:
     return count, characters
 
 
-def _ngrams(ids: np.ndarray, lengths: np.ndarray) -> tuple[list[int], list[int]]:
+def _ngrams(words: list[str]) -> tuple[list[int], list[int]]:
     """Characters of the most frequent n-gram (with its blanks) times its count, and of all repeated n-grams.
 
     Repeated ones are counted from left to right; one that was there before is skipped whole, as datatrove does. Longer
-    n-grams are looked for only where the shorter ones inside are repeated.
+    n-grams are looked for only where both shorter ones inside are repeated.
     """
     tops: list[int] = []
     repeated: list[int] = []
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    hashes, where = ids, np.arange(len(ids))  # n-grams that may be repeated: their hash, and the first word
+    ends = list(itertools.accumulate(map(len, words), initial=0))
+    places: Sequence[int] = range(len(words) - 1)  # the first words of what may be repeated
+    grams: list[Any] = list(itertools.pairwise(words))
     for n in range(2, _REPEATED[-1] + 1):
-        follows = np.flatnonzero(where[1:] == where[:-1] + 1) if n > 2 else np.arange(max(len(ids) - 1, 0))
-        where = where[follows]
-        where = where[where + n <= len(ids)]
-        if not len(where):
-            first = int(ends[n]) + n - 1 if n in _TOP and len(ids) >= n else 0
-            tops += [first] if n in _TOP else []
-            repeated += [0] if n in _REPEATED else []
-            continue
-        hashes = hashes[follows][: len(where)] * _BASE + ids[where + n - 1]
-        _, starts, kinds, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+        counts = Counter(grams)
+        most = max(counts.values(), default=0)
         if n in _TOP:
-            most = counts.max()
-            at = int(where[starts[counts == most].min()]) if most > 1 else 0
-            tops.append((int(ends[at + n] - ends[at]) + n - 1) * int(most))
-        many = counts[kinds] > 1
-        where, hashes = where[many], hashes[many]
+            at = places[grams.index(next(gram for gram, count in counts.items() if count == most))] if most > 1 else 0
+            tops.append((ends[at + n] - ends[at] + n - 1) * max(most, 1) if len(words) >= n else 0)
+        many = {i: gram for i, gram in zip(places, grams, strict=True) if counts[gram] > 1} if most > 1 else {}
         if n in _REPEATED:
-            repeated.append(_greedy(where.tolist(), kinds[many].tolist(), n, ends))
+            repeated.append(_greedy(many, n, ends) if many else 0)
+        numbers: dict[Any, int] = {}
+        kinds = {i: numbers.setdefault(gram, len(numbers)) for i, gram in many.items()}
+        places = [i for i in kinds if i + 1 in kinds]
+        grams = [(kinds[i], kinds[i + 1]) for i in places]
     return tops, repeated
 
 
-def _greedy(where: list[int], kinds: list[int], n: int, ends: np.ndarray) -> int:
-    seen, free, characters = set[int](), 0, 0
-    for at, kind in zip(where, kinds, strict=True):
+def _greedy(grams: dict[int, Any], n: int, ends: list[int]) -> int:
+    seen, free, characters = set[Any](), 0, 0
+    for at, gram in grams.items():
         if at < free:
             continue
-        if kind in seen:
-            characters, free = characters + int(ends[at + n] - ends[at]), at + n
+        if gram in seen:
+            characters, free = characters + ends[at + n] - ends[at], at + n
         else:
-            seen.add(kind)
+            seen.add(gram)
     return characters
 
 

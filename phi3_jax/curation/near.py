@@ -7,17 +7,18 @@ the next, keeps those that are unlike all kept ones. Unverified clusters delete 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from phi3_jax.curation import shingles, store
-from phi3_jax.curation.config import Step
 from phi3_jax.curation.documents import texts_of
+from phi3_jax.curation.rule import Step
 
 if TYPE_CHECKING:
     from phi3_jax.curation.work import Work
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 ROWS = 1 << 32  # a document's number is part * ROWS + row
 _ANCHORS = 64  # kept texts of one key that a text is compared with
 _COMMON = 50  # a fingerprint in more texts than this is boilerplate, and proposes nothing
+_HELD = 0.5  # least part of a text's fingerprints in another one: at .98 of its 3-grams two thirds and more are
 _WORDS = 2_000_000  # of texts that are compared at a time
-_PASS = 200_000  # fingerprints that are grouped at a time
+_PASS = 500_000  # keys that are grouped at a time
 SIMILAR, INSIDE = 0, 1  # reasons of `near`, by index
 
 
@@ -48,37 +50,37 @@ def sign_exact(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def sign_near(task: dict[str, Any]) -> dict[str, Any]:
-    """Writes the band keys and, to a file of their own, the fingerprints of each text of a part."""
+    """Writes which texts of a part are long enough, after their band keys and their fingerprints in files beside it."""
     out, prints = Path(task["out"]), Path(task["prints"])
-    if out.is_file() and prints.is_file():
+    if out.is_file():
         return {}
     p = task["parameters"]
     rows = np.asarray(task["rows"], np.int64)
     factors = shingles.multipliers(p["bands"] * p["rows"])
-    docs, words, keys, owners, found = [], [], [], [], []
+    docs, words, fives, owners, found = [], [], [], [], []
     for row, text in zip(rows.tolist(), texts_of(Path(task["text"]), rows), strict=True):
         hashes = shingles.Hashes(shingles.plain(text))
         if hashes.words < p["least_words"]:
             continue
-        doc, fives = task["number"] * ROWS + row, hashes.of(5)
-        docs.append(doc)
+        docs.append(task["number"] * ROWS + row)
         words.append(hashes.words)
-        keys.append(shingles.bands(fives, factors, p["rows"]))
-        marks = shingles.fingerprints(fives, p["window"])
-        found.append(marks)
-        owners.append(np.full(len(marks), doc, np.int64))
-    none = np.zeros(0, np.uint64)
-    table = np.stack(keys) if keys else np.zeros((0, p["bands"]), np.uint64)
-    store.write(
-        prints,
-        {
-            "doc": np.concatenate(owners) if owners else none.astype(np.int64),
-            "print": np.concatenate(found) if found else none,
-        },
-    )
-    columns = {f"band_{i:03}": np.ascontiguousarray(table[:, i]) for i in range(p["bands"])}
-    store.write(out, {"doc": np.asarray(docs, np.int64), "words": np.asarray(words, np.int64), **columns})
+        fives.append(hashes.of(5))
+        found.append(shingles.fingerprints(fives[-1], p["window"]))
+        owners.append(len(found[-1]))
+    doc = np.asarray(docs, np.int64)
+    starts = np.concatenate([[0], np.cumsum([len(each) for each in fives])]).astype(np.int64)[:-1]
+    every = np.concatenate(fives) if fives else np.zeros(0, np.uint64)
+    keys = shingles.band_keys(shingles.signatures(every, starts, factors), p["rows"])
+    marks = np.concatenate(found) if found else np.zeros(0, np.uint64)
+    store.write(prints, {"doc": np.repeat(doc, owners), "key": marks})
+    store.write(bands_file(out), {"doc": np.repeat(doc, keys.shape[1]), "key": keys.ravel()})
+    store.write(out, {"doc": doc, "words": np.asarray(words, np.int64), "prints": np.asarray(owners, np.int64)})
     return {}
+
+
+def bands_file(path: Path) -> Path:
+    """Where the band keys of a part are."""
+    return path.with_name(f"bands-{path.name}")
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -100,20 +102,29 @@ def near(work: Work, step: Step) -> None:
     """Drops texts that are similar to, or stand inside, a text that stays."""
     p = step.parameters
     signed = work.sign(step, "phi3_jax.curation.near:sign_near", prints=True)
-    groups: list[list[int]] = []
-    for band in range(p["bands"]):
-        groups += work.engine.groups(signed, f"band_{band:03}")
-    prints = [path.with_name(f"prints-{path.name}") for path in signed]
-    passes = max(1, -(-sum(store.count(path) for path in prints) // _PASS))
-    for i in range(passes):
-        low, high = (i << 64) // passes, ((i + 1) << 64) // passes - 1
-        groups += (g for g in work.engine.groups(prints, "print", (low, high)) if len(g) <= _COMMON)
-    groups = [list(group) for group in sorted(set(map(tuple, groups)))]
-    rank = _Rank(work, step, signed, groups)
+    similar = list(_groups(work, [bands_file(path) for path in signed]))
+    inside, ignored = [], Counter[int]()
+    for group in _groups(work, [path.with_name(f"prints-{path.name}") for path in signed]):
+        if len(group) <= _COMMON:
+            inside.append(group)
+        else:
+            ignored.update(group)
+    # A group's own number; those of fingerprints are negative.
+    named = dict(enumerate(map(list, sorted(set(map(tuple, similar))))))
+    named |= {-1 - i: group for i, group in enumerate(sorted(inside))}
+    rank = _Rank(work, step, signed, named.values())
+    rank.prints = {doc: count - ignored[doc] for doc, count in rank.prints.items()}
     dropped: list[tuple[int, int, int, float]] = []
-    for batch in _batches(groups, rank.words):
+    for batch in _batches(named, rank.words):
         dropped += _verified(work, batch, rank, p["jaccard"], p["containment"])
     work.drop(step, dropped)
+
+
+def _groups(work: Work, paths: Sequence[Path]) -> Iterator[list[int]]:
+    """Documents that share a key, by ranges of keys, so that memory stays bounded."""
+    passes = max(1, -(-sum(store.count(path) for path in paths) // _PASS))
+    for i in range(passes):
+        yield from work.engine.groups(paths, "key", ((i << 64) // passes, ((i + 1) << 64) // passes - 1))
 
 
 class _Rank:
@@ -123,14 +134,17 @@ class _Rank:
         involved = np.unique(np.fromiter((doc for group in groups for doc in group), np.int64))
         order = {source: at for at, source in enumerate(step.parameters["keep"])}
         self.words: dict[int, int] = {}
+        self.prints: dict[int, int] = {}
         self._source: dict[int, int] = {}
         for number, path in enumerate(signed):
             mine = involved[(involved >= number * ROWS) & (involved < (number + 1) * ROWS)]
             if not len(mine):
                 continue
-            found = store.read(path, ["doc", "words"])
-            at = np.searchsorted(found["doc"].to_numpy(), mine)
-            self.words |= dict(zip(mine.tolist(), found["words"].to_numpy()[at].tolist(), strict=True))
+            found = {name: column.to_numpy() for name, column in store.read(path).items()}
+            at = np.searchsorted(found["doc"], mine)
+            self.words |= dict(zip(mine.tolist(), found["words"][at].tolist(), strict=True))
+            if "prints" in found:
+                self.prints |= dict(zip(mine.tolist(), found["prints"][at].tolist(), strict=True))
             if order:
                 names = store.read(work.read_part(number), ["source"])["source"].take(mine - number * ROWS).to_pylist()
                 self._source |= {d: order.get(name, len(order)) for d, name in zip(mine.tolist(), names, strict=True)}
@@ -139,7 +153,7 @@ class _Rank:
         return self._source.get(doc, 0), -self.words[doc], doc
 
 
-def _batches(groups: Sequence[Sequence[int]], words: dict[int, int]) -> Iterator[list[Sequence[int]]]:
+def _batches(groups: Mapping[int, Sequence[int]], words: dict[int, int]) -> Iterator[dict[int, Sequence[int]]]:
     """Groups in batches that share no text, each of about `_WORDS` words."""
     parent: dict[int, int] = {}
 
@@ -149,55 +163,58 @@ def _batches(groups: Sequence[Sequence[int]], words: dict[int, int]) -> Iterator
             doc = up
         return doc
 
-    for group in groups:
+    for group in groups.values():
         first = root(group[0])
         for doc in group[1:]:
             other = root(doc)
             if other != first:
                 low, high = min(first, other), max(first, other)
                 parent[high] = first = low
-    together: dict[int, list[Sequence[int]]] = {}
-    for group in groups:
-        together.setdefault(root(group[0]), []).append(group)
-    batch: list[Sequence[int]] = []
+    together: dict[int, dict[int, Sequence[int]]] = {}
+    for number, group in groups.items():
+        together.setdefault(root(group[0]), {})[number] = group
+    batch: dict[int, Sequence[int]] = {}
     size = 0
     for component in together.values():
-        batch += component
-        size += sum(words[doc] for doc in {doc for group in component for doc in group})
+        batch |= component
+        size += sum(words[doc] for doc in {doc for group in component.values() for doc in group})
         if size >= _WORDS:
             yield batch
-            batch, size = [], 0
+            batch, size = {}, 0
     if batch:
         yield batch
 
 
 def _verified(
-    work: Work, groups: Sequence[Sequence[int]], rank: _Rank, jaccard: float, containment: float
+    work: Work, groups: Mapping[int, Sequence[int]], rank: _Rank, jaccard: float, containment: float
 ) -> list[tuple[int, int, int, float]]:
     """(document, reason, the kept one, similarity) of those that are dropped among some groups."""
-    involved = sorted({doc for group in groups for doc in group})
-    sets = {
-        doc: (np.unique(hashes.of(5)), np.unique(hashes.of(3)))
-        for doc, text in work.texts(involved)
-        for hashes in [shingles.Hashes(shingles.plain(text))]
-    }
+    involved = sorted({doc for group in groups.values() for doc in group})
+    texts = dict(work.texts(involved))
+
+    @functools.lru_cache(4096)
+    def grams(doc: int, n: int) -> np.ndarray:
+        return np.unique(shingles.Hashes(shingles.plain(texts[doc])).of(n))
+
     mine: dict[int, list[int]] = {}
-    for number, group in enumerate(groups):
+    for number, group in groups.items():
         for doc in group:
             mine.setdefault(doc, []).append(number)
     anchors: dict[int, list[int]] = {}
     dropped = []
     for doc in sorted(involved, key=rank):
-        shared = Counter(a for number in mine[doc] for a in anchors.get(number, ())[:_ANCHORS])
-        fives, threes = sets[doc]
-        for anchor, _ in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
-            similar = shingles.jaccard(fives, sets[anchor][0])
-            if similar >= jaccard:
-                dropped.append((doc, SIMILAR, anchor, similar))
-                break
-            inside = shingles.common(threes, sets[anchor][1]) / max(1, len(threes))
-            if inside >= containment and rank.words[anchor] > rank.words[doc]:
-                dropped.append((doc, INSIDE, anchor, inside))
+        found = None
+        bands = Counter(a for number in mine[doc] if number >= 0 for a in anchors.get(number, ())[:_ANCHORS])
+        prints = Counter(a for number in mine[doc] if number < 0 for a in anchors.get(number, ())[:_ANCHORS])
+        for anchor in sorted({*bands, *prints}, key=lambda a: (-bands[a], -prints[a], a)):
+            if bands[anchor] and (value := shingles.jaccard(grams(doc, 5), grams(anchor, 5))) >= jaccard:
+                found = (doc, SIMILAR, anchor, value)
+            elif prints[anchor] >= _HELD * rank.prints[doc] and rank.words[anchor] > rank.words[doc]:
+                threes = grams(doc, 3)
+                value = shingles.common(threes, grams(anchor, 3)) / max(1, len(threes))
+                found = (doc, INSIDE, anchor, value) if value >= containment else None
+            if found:
+                dropped.append(found)
                 break
         else:
             for number in mine[doc]:

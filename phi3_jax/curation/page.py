@@ -33,7 +33,7 @@ def write(work: Work, out: Path, manifest: Mapping[str, Any]) -> Path:
     body = [_head(title, manifest), _waterfall(manifest), _sources(manifest)]
     body += ["<h2>Rules</h2>", _alone(work, seen, manifest)]
     body += [_step(work, manifest, step, seen) for step in manifest["steps"]]
-    body += [_inputs(manifest)]
+    body += [_contamination(manifest), _inputs(manifest)]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{markup.text(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -54,6 +54,11 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
                 found.append(f"{step['step']} drops {count:,} of the {read:,} documents of {source}")
         if not step["documents"] and (step["rule"] in CORPUS or DOCUMENT[step["rule"]].checks):
             found.append(f"{step['step']} matched nothing")
+    for name, note in manifest["notes"].items():
+        control = note.get("control", {})
+        if control and (control["found"] < control["planted"] or control["permuted_found"]):
+            met = f"{control['found']} of {control['planted']} planted items found"
+            found.append(f"{name}: {met}, and {control['permuted_found']} with permuted words")
     if manifest["read"]["malformed"]:
         places = ", ".join(manifest["read"]["positions"][:3])
         found.append(f"{manifest['read']['malformed']:,} malformed rows were left out, first at {places}")
@@ -219,6 +224,26 @@ def _difference(kept: str, dropped: str) -> str:
         parts += [f"<del>{markup.text(' '.join(a[i:j]))}</del>"] * (j > i)
         parts += [f"<ins>{markup.text(' '.join(b[k:m]))}</ins>"] * (m > k)
     return " ".join(parts)
+
+
+def _contamination(manifest: Mapping[str, Any]) -> str:
+    """Which benchmarks were met, and whether the search finds what is planted."""
+    parts = []
+    for name, note in manifest["notes"].items():
+        if "contaminated" not in note:
+            continue
+        control, met = note["control"], note["contaminated"]
+        lines = (
+            f"{name}, mode {note['mode']}: of {control['planted']} planted items {control['found']} were found, of as many "
+            f"with permuted words {control['permuted_found']}.",
+            f"{note['too_short']:,} items are too short to be looked for.",
+            f"No evidence: {note['shared_ngrams']:,} n-grams of several benchmarks, {note['common_ngrams']:,} of very many "
+            "documents.",
+        )
+        parts.append(markup.items(map(markup.text, lines)))
+        rows = [("", [b, f"{n:,}", f"{len(met[b]):,}", ", ".join(met[b][:8])]) for b, n in note["items"].items()]
+        parts.append(markup.table(["benchmark", "items", "met in the corpus", "the first"], rows))
+    return "<h2>Contamination</h2>" + "".join(parts) if parts else ""
 
 
 def _inputs(manifest: Mapping[str, Any]) -> str:

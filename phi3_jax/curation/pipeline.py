@@ -22,7 +22,7 @@ from phi3_jax.curation import reading, store
 from phi3_jax.curation.documents import texts_of
 from phi3_jax.curation.engine import Engine
 from phi3_jax.curation.table import CORPUS, reasons_of
-from phi3_jax.curation.work import Work, segments
+from phi3_jax.curation.work import ROWS, Work, segments
 from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora import files as listing
 from phi3_jax.errors import UserError
@@ -49,8 +49,9 @@ def curate(config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: 
         fingerprint = configs.fingerprint(described, listed)
         _same_input(out, described, fingerprint)
         done = files.read_state(out / MANIFEST)
-        if done.get("fingerprint") == fingerprint and done.get("format") == FORMAT:
+        if done.get("fingerprint") == fingerprint and done.get("format") == FORMAT and _whole(out, done):
             return done
+        files.remove(out / MANIFEST)
         work = Work(out, engine, steps, int(counts["parts"]))
         for segment in segments(steps):
             if not segment[0].corpus:
@@ -63,12 +64,19 @@ def curate(config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: 
         manifest: dict[str, Any] = {"format": FORMAT, "name": out.name, "fingerprint": fingerprint, "config": described}
         manifest |= {"inputs": listed, "read": counts, "versions": _versions()}
         tokens = tokenizers.load(config["tokenizer"])
+        manifest |= _notes(work)
         manifest |= _finish(work, out, config, counts["kinds"], tokens)
         from phi3_jax.curation import page
 
         page.write(work, out, manifest)
         files.write_json(out / MANIFEST, manifest)
         return manifest
+
+
+def _whole(out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every part is there and has the bytes that the manifest says."""
+    paths = [(out / part["file"], part["sha256"]) for part in manifest["parts"]]
+    return all(path.is_file() and store.sha256(path) == digest for path, digest in paths)
 
 
 def _start(out: Path, described: Mapping[str, Any]) -> None:
@@ -190,6 +198,29 @@ def _nothing_left(work: Work) -> str:
 # ------------------------------------------------------------------------------------------------ the result
 
 
+def _notes(work: Work) -> dict[str, Any]:
+    """What corpus rules noted, by step; which items of benchmarks were met, by benchmark."""
+    notes = {step.name: files.read_state(work.noted(step)) for step in work.steps if work.noted(step).is_file()}
+    contaminated: dict[str, list[str]] = {}
+    for note in notes.values():
+        note.pop("documents", None)
+        for benchmark, ids in note.get("contaminated", {}).items():
+            contaminated[benchmark] = sorted({*contaminated.get(benchmark, []), *ids})
+    return {"notes": notes, "contaminated": contaminated}
+
+
+def _tags(work: Work) -> dict[int, str] | None:
+    """{document: items of benchmarks in it} where a step tags; None where none does."""
+    tagging = [step for step in work.steps if step.parameters.get("mode") == "tag"]
+    if not tagging:
+        return None
+    found: dict[int, str] = {}
+    for step in tagging:
+        for doc, ids in files.read_state(work.noted(step)).get("documents", {}).items():
+            found[int(doc)] = ",".join(ids)
+    return found
+
+
 def _finish(
     work: Work, out: Path, config: Mapping[str, Any], kinds: Mapping[str, list[str]], tokens: tokenizers.Tokenizer
 ) -> dict[str, Any]:
@@ -197,7 +228,8 @@ def _finish(
     from phi3_jax.curation.ledger import Ledger
 
     ledger = Ledger(work, tokens)
-    parts = _Parts(out / "parts", int(config["part_rows"]), kinds)
+    tags = _tags(work)
+    parts = _Parts(out / "parts", int(config["part_rows"]), kinds, tags is not None)
     rejected = _Rejected(out / "rejected")
     for number in range(len(work.left)):
         columns = store.read(work.read_part(number))
@@ -206,7 +238,9 @@ def _finish(
         texts = texts_of(store.part(work.texts_in, number), rows)
         for row, text in zip(rows.tolist(), texts, strict=True):
             ledger.keep(columns["source"][row].as_py(), text)
-            parts.add({name: columns[name][row].as_py() for name in reading.COLUMNS} | {"text": text})
+            tag = (tags or {}).get(number * ROWS + row, "")
+            fields = {name: columns[name][row].as_py() for name in reading.COLUMNS}
+            parts.add(fields | {"text": text, "contaminated": tag})
         rejected.add(number, columns, ledger)
     return {"parts": parts.close(), **ledger.entries(), "columns": parts.names}
 
@@ -214,13 +248,14 @@ def _finish(
 class _Parts:
     """Kept documents in parts of a fixed number of rows."""
 
-    def __init__(self, folder: Path, rows: int, kinds: Mapping[str, list[str]]) -> None:
+    def __init__(self, folder: Path, rows: int, kinds: Mapping[str, list[str]], tagged: bool) -> None:
         self._folder, self._rows = folder, rows
         self._kinds = {}
         for key, only in kinds.items():
             name = f"meta_{key}" if key in ("text", "given_id", *reading.OWN) else key
             self._kinds[name] = (key, _COLUMNS.get(only[0]) if len(only) == 1 else None)
-        self.names = ["id", "text", "source", "genre", "licence", "given_id", *self._kinds]
+        self._own = ["id", "text", "source", "genre", "licence", *["contaminated"] * tagged]
+        self.names = [*self._own, "given_id", *self._kinds]
         self._held: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -240,8 +275,7 @@ class _Parts:
     def _write(self) -> None:
         held, self._held = self._held, []
         metas = [json.loads(row["meta"]) for row in held]
-        own = ("id", "text", "source", "genre", "licence")
-        columns: dict[str, Any] = {name: [row[name] for row in held] for name in own}
+        columns: dict[str, Any] = {name: [row[name] for row in held] for name in self._own}
         columns["given_id"] = [row["given"] for row in held]
         for name, (key, kind) in self._kinds.items():
             columns[name] = store.typed([meta.get(key) for meta in metas], kind)

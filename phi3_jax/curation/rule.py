@@ -58,6 +58,20 @@ class Rule:
         return {name: values[name] for name in self.keys if name not in self.limits}
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a curation: its name, the rule of the table that it is, and all parameters.
+
+    Attributes:
+      corpus: its rule looks at many documents.
+    """
+
+    name: str
+    rule: str
+    parameters: Mapping[str, Any]
+    corpus: bool = False
+
+
 EXEMPT = Key("genres of documents that the rule leaves alone", (), tuple, item=word("a genre", None))
 
 

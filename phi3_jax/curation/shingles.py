@@ -6,12 +6,13 @@ other numbers are two texts. A hash is a function of the bytes alone, the same i
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import numpy as np
 
 _BASE, _INVERSE = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)
-_MASK = (1 << 64) - 1
+_BLOCK = 512  # shingles whose hashes fit the cache
 _APOSTROPHES = dict.fromkeys(map(ord, "'’‘`´"), None)
 
 
@@ -30,15 +31,27 @@ class _Blank(dict[int, int | None]):
 
 
 _TABLE = _Blank()
+_OTHER = re.compile(r"[^\x00-\x7f]+")
+_known: dict[str, str] = {}
 _ASCII = str.maketrans({chr(c): _TABLE[c] for c in range(128)})
 
 
 def plain(text: str) -> str:
     """Words in lower case with one blank between them; no punctuation, no diacritics, digits as they are."""
     text = text.lower()
-    if text.isascii():
-        return " ".join(text.translate(_ASCII).split())
-    return " ".join(unicodedata.normalize("NFKD", text).translate(_TABLE).split())
+    if not text.isascii():
+        text = _OTHER.sub(_in_ascii, text)
+    return " ".join(text.translate(_ASCII if text.isascii() else _TABLE).split())
+
+
+def _in_ascii(match: re.Match[str]) -> str:
+    """A run of characters beyond ASCII without marks and diacritics; the answer is kept, up to 10,000 of them."""
+    found = _known.get(match[0])
+    if found is None:
+        if len(_known) > 10_000:
+            _known.clear()
+        found = _known[match[0]] = unicodedata.normalize("NFKD", match[0]).translate(_TABLE)
+    return found
 
 
 _powers = (np.ones(1, np.uint64), np.ones(1, np.uint64))
@@ -62,13 +75,12 @@ class Hashes:
 
     def __init__(self, text: str) -> None:
         raw = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-        up, down = _up_to(len(raw) + 1)
+        up, self._down = _up_to(len(raw) + 1)
         self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((raw.astype(np.uint64) + 1) * up[: len(raw)])])
         blanks = np.flatnonzero(raw == 32)
         none = np.zeros(0, np.int64)
         self._starts = np.concatenate([[0], blanks + 1]) if len(raw) else none
         self._ends = np.concatenate([blanks, [len(raw)]]) if len(raw) else none
-        self._down = down
 
     @property
     def words(self) -> int:
@@ -105,21 +117,39 @@ def bands(shingles: np.ndarray, factors: np.ndarray, rows: int) -> np.ndarray:
     Two texts share the key of a band with probability J**rows, J being the Jaccard similarity of their shingles. Each
     number of the signature is the least of a*x + b over the upper 32 bits x of the hashes, modulo 2**32, with an odd a.
     """
+    return band_keys(signatures(shingles, np.zeros(1, np.int64), factors), rows)[0]
+
+
+def signatures(shingles: np.ndarray, starts: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """MinHash signatures of several texts at once: uint32 (texts, hashes).
+
+    Args:
+      shingles: of all texts, one text after the other; each has one or more.
+      starts: where each text begins.
+    """
     factor, offset = (factors >> np.uint64(32)).astype(np.uint32) | np.uint32(1), factors.astype(np.uint32)
-    least = np.full(len(factors), np.iinfo(np.uint32).max, np.uint32)
+    least = np.full((len(starts), len(factors)), np.iinfo(np.uint32).max, np.uint32)
     values = (shingles >> np.uint64(32)).astype(np.uint32)[:, None]
-    for start in range(0, len(values), 512):  # a block fits the cache
-        block = values[start : start + 512] * factor
+    bounds = np.concatenate([starts, [len(shingles)]])
+    for at in range(0, len(values), _BLOCK):
+        block = values[at : at + _BLOCK] * factor
         block += offset
-        np.minimum(least, block.min(0), out=least)
-    keys = np.zeros(len(factors) // rows, np.uint64)
+        first, last = np.searchsorted(bounds, at, "right") - 1, np.searchsorted(bounds, at + len(block), "left")
+        inside = np.maximum(bounds[first:last], at) - at
+        np.minimum(least[first:last], np.minimum.reduceat(block, inside), out=least[first:last])
+    return least
+
+
+def band_keys(least: np.ndarray, rows: int) -> np.ndarray:
+    """Keys of the bands of signatures (texts, hashes): uint64 (texts, bands)."""
+    keys = np.zeros((len(least), least.shape[1] // rows), np.uint64)
     for i in range(rows):
-        keys = mixed(keys + least[i::rows].astype(np.uint64) + np.uint64(1))
-    return mixed(keys + np.arange(len(keys), dtype=np.uint64) * np.uint64(_BASE))
+        keys = mixed(keys + least[:, i::rows].astype(np.uint64) + np.uint64(1))
+    return mixed(keys + np.arange(keys.shape[1], dtype=np.uint64) * np.uint64(_BASE))
 
 
 def fingerprints(shingles: np.ndarray, window: int) -> np.ndarray:
-    """Winnowing (Schleimer et al. 2003): the least hash of each `window` shingles in a row, sorted, each once.
+    """Winnowing (Schleimer et al. 2003): the least hash of each `window` shingles in a row, one for windows in a row.
 
     Two texts that share a run of `window` shingles share a fingerprint, wherever the run stands: what a text holds of
     another one is found, however long the other is.
@@ -130,7 +160,7 @@ def fingerprints(shingles: np.ndarray, window: int) -> np.ndarray:
     while width < window:
         step = min(width, window - width)
         least, width = np.minimum(least[:-step], least[step:]), width + step
-    return np.unique(least)
+    return least[np.concatenate([[True], least[1:] != least[:-1]])]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

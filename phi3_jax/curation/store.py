@@ -33,6 +33,7 @@ def write(path: Path, columns: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(table, partial, compression="zstd", row_group_size=1 << 14, write_statistics=False)
         os.replace(partial, path)
+        files.sweep(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:

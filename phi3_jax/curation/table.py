@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from phi3_jax.curation import basic, gopher, pages, personal
 from phi3_jax.curation.rule import Rule
-from phi3_jax.keys import Key, share, whole, word
+from phi3_jax.keys import Key, local, share, whole, word
 
 DOCUMENT: dict[str, Rule] = {
     "normalise": basic.NORMALISE,
@@ -22,7 +22,7 @@ DOCUMENT: dict[str, Rule] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class CorpusRule:
     """A rule that looks at many documents; `work` is "module:function" and is called with (work, step)."""
 
     doc: str
@@ -35,14 +35,14 @@ KEEP = Key(
     "which of several copies stays: sources from first to last; within one, the longest text",
     (), tuple, item=word("a source", None),
 )  # fmt: skip
-CORPUS: dict[str, Step] = {
-    "exact": Step(
+CORPUS: dict[str, CorpusRule] = {
+    "exact": CorpusRule(
         "Texts that are equal but for white space and capitals",
         "phi3_jax.curation.near:exact",
         ("exact_duplicate",),
         {"keep": KEEP},
     ),
-    "near": Step(
+    "near": CorpusRule(
         "Texts whose word 5-grams agree, or that stand inside another one; candidates by MinHash and fingerprints, decided "
         "by exact similarity with a text that stays",
         "phi3_jax.curation.near:near",
@@ -55,6 +55,25 @@ CORPUS: dict[str, Step] = {
             "window": whole("words of a run that two texts share to be compared", 32, 4, 1024),
             "least_words": whole("texts with fewer words are left to `exact`", 20, 5),
             "keep": KEEP,
+        },
+    ),
+    "decontaminate": CorpusRule(
+        "Items of benchmarks: word 13-grams of question, answer and both; 8-grams of shorter ones",
+        "phi3_jax.curation.decontaminate:decontaminate",
+        ("contaminated",),
+        {
+            "benchmarks": local(
+                "folder of NAME/test.jsonl, or a .jsonl file: rows with question and answer or target", ""
+            ),
+            "mode": word(
+                "drop the document, cut what was found out of it, or tag it in the manifest",
+                "drop",
+                "drop",
+                "cut",
+                "tag",
+            ),
+            "common": whole("an n-gram in more documents than this is no evidence", 1000, 1),
+            "seed": whole("of the items that are planted to check the search", 0),
         },
     ),
 }

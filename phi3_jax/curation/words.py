@@ -2,7 +2,8 @@
 
 `space` takes what stands between white space. `spacy` takes the words of spaCy's English tokenizer, as datatrove does: it
 splits punctuation off, so that a comma is a word. spaCy's tokenizer works on what stands between white space, one chunk at
-a time; it is asked once for each new chunk, and the answer is kept.
+a time; it is asked once for each new chunk, and the answer is kept. It is not asked what letters alone, or with one mark at
+their end, become: `tests/curation/test_words.py` holds this against it.
 """
 
 from __future__ import annotations
@@ -44,24 +45,51 @@ class English:
             from spacy.pipeline import Sentencizer
         except ImportError as error:
             raise UserError("words=spacy needs spaCy: pip install -e '.[curate]', or take words=space") from error
-        self._tokenizer: Any = spacy.blank("en").tokenizer
+        nlp: Any = spacy.blank("en")
+        self._tokenizer = nlp.tokenizer
+        self._special = frozenset(self._tokenizer.rules)
         self._ends = frozenset(Sentencizer().punct_chars)
         self._known: dict[str, list[str]] = {}
+        self._last: tuple[str, list[str]] = ("", [])
 
-    def _chunk(self, chunk: str) -> list[str]:
-        found = self._known.get(chunk)
-        if found is None:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            found = self._known[chunk] = [token.text for token in self._tokenizer(chunk)]
-        return found
+    def _learn(self, chunks: list[str]) -> None:
+        """Words of chunks that are not known yet; those that spaCy is asked for are asked for together."""
+        if len(self._known) + len(chunks) >= _MOST:
+            self._known.clear()
+        self._known |= {chunk: words for chunk in chunks if (words := self._plain(chunk)) is not None}
+        asked = [chunk for chunk in chunks if chunk not in self._known]
+        self._known |= zip(asked, self.asked(asked), strict=True)
+
+    def asked(self, chunks: list[str]) -> list[list[str]]:
+        """What spaCy's tokenizer says."""
+        found: list[list[str]] = [[]]
+        for token in self._tokenizer(" ".join(chunks)):
+            found[-1].append(token.text)
+            if token.whitespace_:
+                found.append([])
+        return found if len(found) == len(chunks) else [[t.text for t in self._tokenizer(chunk)] for chunk in chunks]
+
+    def _plain(self, chunk: str) -> list[str] | None:
+        """Words of ASCII letters with at most one mark after them, which no special case of spaCy's names; else None."""
+        if not chunk.isascii() or chunk in self._special:
+            return None
+        if chunk.isalpha():
+            return [chunk]
+        stem, mark = chunk[:-1], chunk[-1]
+        if not stem.isalpha() or stem in self._special:
+            return None
+        return [stem, mark] if mark in ",;:!?" or (mark == "." and len(stem) > 1 and stem[-1].islower()) else None
 
     def words(self, text: str) -> list[str]:
         """All words, punctuation marks among them."""
-        known, chunk, found = self._known, self._chunk, list[str]()
-        for piece in text.split():
-            words = known.get(piece)
-            found += chunk(piece) if words is None else words
+        if text is self._last[0]:  # several rules ask for the words of one text, one after the other
+            return self._last[1]
+        pieces, found = text.split(), list[str]()
+        if new := [piece for piece in dict.fromkeys(pieces) if piece not in self._known]:
+            self._learn(new)
+        for piece in pieces:
+            found += self._known[piece]
+        self._last = text, found
         return found
 
     def sentences(self, text: str, enough: int) -> int:
@@ -72,7 +100,9 @@ class English:
                 # A blank that follows a word belongs to it; what is left of the white space is a token of its own.
                 tokens: Iterable[str] = [piece] if piece != " " and not (piece[0] == " " and len(piece) == 1) else ()
             else:
-                tokens = self._chunk(piece)
+                if piece not in self._known:
+                    self._learn([piece])
+                tokens = self._known[piece]
             for token in tokens:
                 ends = token in self._ends
                 if empty or (ended and not ends and not _is_punctuation(token)):

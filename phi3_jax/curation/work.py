@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.curation import documents, store
-from phi3_jax.curation.config import Step
 from phi3_jax.curation.engine import Engine
+from phi3_jax.curation.rule import Step
 
 ROWS = 1 << 32
 
@@ -83,9 +83,17 @@ class Work:
         names = ["row", *documents.columns_of(steps)]
         return {k: v.to_numpy(zero_copy_only=False) for k, v in store.read(store.part(folder, number), names).items()}
 
+    def stage(self, step: Step) -> Path:
+        """The folder of a corpus rule's parts."""
+        return self.folder / f"{self.steps.index(step):02}-{step.name}"
+
+    def noted(self, step: Step) -> Path:
+        """What a corpus rule notes for the manifest."""
+        return self.folder / f"noted-{self.steps.index(step):02}.json"
+
     def sign(self, step: Step, function: str, prints: bool = False) -> list[Path]:
         """Writes keys of every document that is left; the files, one a part."""
-        out = self.folder / f"{self.steps.index(step):02}-{step.name}"
+        out = self.stage(step)
         paths = [store.part(out, n) for n in range(len(self.left))]
         tasks = [
             {
@@ -128,6 +136,9 @@ class Work:
         path = self.dropped_file(step)
         if not path.is_file():
             return False
+        changed = self.stage(step).with_name(f"{self.stage(step).name}-cut")
+        if changed.is_dir():
+            self.texts_in = changed
         self.take_away(store.read(path, ["doc"])["doc"].to_numpy())
         return True
 

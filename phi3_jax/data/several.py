@@ -13,7 +13,7 @@ from phi3_jax.data.corpora import files, text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.data.corpora.instructions import World
 from phi3_jax.errors import UserError
-from phi3_jax.keys import number
+from phi3_jax.keys import Key, number
 
 TEXT = "text:"  # before a source of text, which bears loss on every token
 GENERATED = ("talks:", "pairs:")  # of a small world, corpora.instructions
@@ -41,7 +41,7 @@ class One:
         return files.local(self.spec).resolve().name
 
 
-def split(word: str) -> list[One]:
+def split(word: str, weights: Key = WEIGHT) -> list[One]:
     """The sources of a word; a path that is there is one, whatever is in its name.
 
     Raises:
@@ -56,7 +56,7 @@ def split(word: str) -> list[One]:
             spec, weight = piece, "1"
         if not spec:
             raise UserError(f"data={word} names nothing between its + signs; write A@3+B@1")
-        found.append(One(spec, WEIGHT.read(weight, f"data={word}: the weight {weight}")))
+        found.append(One(spec, weights.read(weight, f"data={word}: the weight {weight}")))
     return found
 
 

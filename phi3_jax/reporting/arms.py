@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from phi3_jax.errors import UserError
@@ -22,6 +23,7 @@ from phi3_jax.statistics import Estimate
 from phi3_jax.units import human_count
 
 ARM_STYLE = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "D"), ("#000000", ":", "^"))
+ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 NAMES = {
     UNIVERSE: "Recall of the whole universe of facts",
     OWN: "Recall of the facts in the corpus",
@@ -172,7 +174,7 @@ def mixture(best: Mapping[str, causal.BestShare], split: Mapping[str, causal.Cei
 def controls(rows: Sequence[Row], footer: str) -> Figure | None:
     """Every arm of the three sizes: recall of its own facts and exact rows, one dot per size."""
     arms = [a for a in dict.fromkeys(row.arm for row in rows) if not a.startswith("width")]
-    if len(arms) < 3:
+    if len(arms) < 3 or not any({OWN, EXACT} & row.scores.keys() for row in rows):
         return None
     figure = _figure(1.3 + 0.36 * len(arms), footer)
     axes = figure.subplots(1, 2, sharey=True)
@@ -208,6 +210,45 @@ def widths(rows: Sequence[Row], footer: str) -> Figure | None:
     if len(pair) < 2:
         return None
     return curves(rows, pair, footer, max(pair, key=lambda arm: len(causal.sizes(rows, arm))))
+
+
+def losses_of_text(rows: Sequence[Row]) -> list[str]:
+    """The endpoints that are losses of held-out text, in nats a token."""
+    found = dict.fromkeys(
+        key for row in rows for key in row.scores if key.startswith("text/") and key.endswith("/loss")
+    )
+    return sorted(found)
+
+
+def compute(rows: Sequence[Row], footer: str) -> Figure | None:
+    """Loss of each held-out text against the compute of a run, a colour an arm: means over seeds."""
+    ends, names = losses_of_text(rows)[:6], list(dict.fromkeys(row.arm for row in rows))
+    if not ends or len(names) < 2:
+        return None
+    figure = _figure(3.4 * -(-len(ends) // 2) + 0.5, footer)
+    axes = figure.subplots(-(-len(ends) // 2), 2, squeeze=False).ravel()
+    for ax in axes[len(ends) :]:
+        ax.set_visible(False)
+    for ax, end in zip(axes, ends, strict=False):
+        for i, arm in enumerate(names):
+            colour = ARM_COLOURS[i % len(ARM_COLOURS)]
+            points: dict[tuple[str, float], list[float]] = {}
+            for row in rows:
+                if row.arm == arm and end in row.scores and row.record.get("flops"):
+                    points.setdefault((row.member, float(row.record["flops"])), []).append(row.scores[end])
+            for member in dict.fromkeys(member for member, _ in points):
+                line = sorted((flops, float(np.mean(v))) for (m, flops), v in points.items() if m == member)
+                style = dict(color=colour, linewidth=1.2, marker=size_style(member)[1], markersize=6)
+                ax.plot([x for x, _ in line], [y for _, y in line], label=arm, **style)
+        ax.set_xscale("log")
+        ax.set_title(end.split("/")[1], loc="left")
+        ax.set_ylabel("loss (nats per token)")
+        ax.set_xlabel("training compute (FLOPs)")
+    shown = {arm: Line2D([], [], color=ARM_COLOURS[i % len(ARM_COLOURS)]) for i, arm in enumerate(names)}
+    members = dict.fromkeys(row.member for row in sorted(rows, key=lambda row: row.size))
+    shown |= {m: Line2D([], [], color="#444444", linestyle="", marker=size_style(m)[1]) for m in members}
+    figure.legend(list(shown.values()), list(shown), loc="outside upper left", ncols=min(len(shown), 8))
+    return figure
 
 
 def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
@@ -338,6 +379,9 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
      "Coverage: what the added facts bring if they are recalled as well as the filtered corpus's own. Competition: what "
      "is lost because a fuller corpus is recalled less well. A ring at the first or last share tried says only that the "
      "best one may lie beyond."),
+    ("compute", "Loss of held-out text against compute, by arm",
+     "Every arm is scored on the same held-out documents. A line joins the budgets of one size, each a mean over "
+     "seeds."),
     ("controls", "All arms",
      "One dot per size, with 95% intervals where an arm has several seeds (their number is in brackets)."),
     ("widths", "Six widths at one depth", "The same two corpora where nothing but the width differs between sizes."),
@@ -354,6 +398,7 @@ def draw(
     """Draws what the runs allow into `folder` as SVG and PNG; without a verdict what needs none."""
     folder.mkdir(parents=True, exist_ok=True)
     make: dict[str, Callable[[], Figure | None]] = {
+        "compute": lambda: compute(rows, footer),
         "controls": lambda: controls(rows, footer),
         "widths": lambda: widths(rows, footer),
         "rates": lambda: rates(rows, config.get("arms", {}), footer),

@@ -245,7 +245,8 @@ def arm_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict:
     ]
     tables = [("The interaction in numbers, with 95% intervals", arms.effect_table(verdict))] if verdict else []
     for title, (header, lines) in (*tables, ("Scores of each arm, means over seeds", arms.arm_table(rows))):
-        parts += [f"<h3>{title}</h3>", markup.table(header, [("", line) for line in lines], text_columns=2)]
+        if lines:
+            parts += [f"<h3>{title}</h3>", markup.table(header, [("", line) for line in lines], text_columns=2)]
     parts.append(arm_differences(study))
     return "\n".join(parts)
 

@@ -82,15 +82,19 @@ def _check_weights(config: Any) -> None:
 def _plain(config: Any, arm: Arm, seed: int, factor: float) -> Any:
     """The config of one seed of an arm."""
     one = ConfigDict(config.to_dict())
-    counts = {key: getattr(arm, key) * factor for key in ("facts", *SOURCES)}
-    total = sum(counts[key] for key in SOURCES)
-    one.arms, one.seed, one.seeds, one.budgets = {}, seed, 1, (round(total),)
+    one.arms, one.seed, one.seeds = {}, seed, 1
     one.update({key: getattr(arm, key) for key in ("sizes", "ladder", "mup") if getattr(arm, key) is not None})
-    one.data.update(
-        source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
-        share=counts["knowledge"] / total, text_share=counts["text"] / total, reading=counts["reading"] / total,
-        seed=seed, **{key: getattr(arm, key) for key in ("value_bits", "frequency") if getattr(arm, key) is not None},
-    )  # fmt: skip
+    if arm.data:
+        one.data.source = arm.data
+    else:
+        counts = {key: getattr(arm, key) * factor for key in ("facts", *SOURCES)}
+        total = sum(counts[key] for key in SOURCES)
+        one.budgets = (round(total),)
+        one.data.update(
+            source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
+            share=counts["knowledge"] / total, text_share=counts["text"] / total, reading=counts["reading"] / total,
+            seed=seed, **{key: getattr(arm, key) for key in ("value_bits", "frequency") if getattr(arm, key) is not None},
+        )  # fmt: skip
     if arm.peak_lr is not None:
         one.optim.peak_lr = arm.peak_lr
     if arm.weighting is not None:

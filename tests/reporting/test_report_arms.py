@@ -65,3 +65,17 @@ def test_two_arms_are_answered_by_their_paired_difference(tmp_path: Path, seeds:
 def test_residuals_are_per_cent_of_the_prediction() -> None:
     assert laws.percent(np.log([0.5, 1.0, 2.0])) == pytest.approx([-50, 0, 100])
     assert laws.percent(np.array([-9.0])) > -100  # 100 times the logarithm would be -900
+
+
+def test_arms_of_text_are_drawn_as_loss_against_compute() -> None:
+    def row(arm: str, member: str, seed: int, flops: str, loss: float) -> Row:
+        return Row(arm, member, 1e5, seed, {"text/code/loss": loss, "text/prose/loss": 2.0}, {"flops": flops})
+
+    rows = [row("1-0", "mini", s, f, x) for s, f, x in ((0, "1e10", 3.0), (1, "1e10", 3.2), (0, "2e10", 2.5))]
+    rows += [row("0-1", "mini", 0, "1e10", 3.5), row("0-1", "mini", 0, "2e10", 3.4)]
+    figure = arms.compute(rows, "footer")
+    code, prose = figure.axes
+    assert (code.get_title(loc="left"), prose.get_title(loc="left")) == ("code", "prose")
+    assert [list(line.get_ydata()) for line in code.lines] == [[pytest.approx(3.1), 2.5], [3.5, 3.4]]
+    assert arms.compute([r for r in rows if r.arm == "1-0"], "footer") is None
+    assert arms.controls([*rows, row("1-1", "mini", 0, "1e10", 3.0)], "footer") is None, "no facts, no reasoning"

@@ -16,7 +16,13 @@ from phi3_jax.configs import RunConfig, decay_start, fingerprint
 from phi3_jax.study.runs import plan_study
 from phi3_jax.training.schedule import learning_rate
 
-MANIFEST: Any = {"window": 24, "vocab": 320, "kind": "facts", "fingerprint": "0" * 64, "sources": [{"windows": 100}]}
+MANIFEST: Any = {
+    "window": 24,
+    "vocab": 320,
+    "kind": "facts",
+    "fingerprint": "0" * 64,
+    "sources": [{"weight": 1, "windows": 100}],
+}
 
 
 def planned(folder: Path, words: str, fingerprint: str = "0" * 64) -> dict[str, RunConfig]:

@@ -12,7 +12,13 @@ from phi3_jax import experiment
 from phi3_jax.configs import fingerprint
 from phi3_jax.study.runs import budget_name, plan_study
 
-MANIFEST = {"window": 24, "vocab": 320, "kind": "facts", "fingerprint": "0" * 64, "sources": [{"windows": 100}]}
+MANIFEST = {
+    "window": 24,
+    "vocab": 320,
+    "kind": "facts",
+    "fingerprint": "0" * 64,
+    "sources": [{"weight": 1, "windows": 100}],
+}
 STEM = "mini-pico-family-s0"
 
 

@@ -20,6 +20,7 @@ SOURCES: dict[str, Source] = {
         "path",
         "tfds",
         "mixture",
+        "mixed",
         "chats",
         "prose",
         "needles",

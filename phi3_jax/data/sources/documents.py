@@ -49,7 +49,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Named:
-    """Documents that are a domain of their own, with their share of the tokens."""
+    """Documents that are a domain of their own, with their share of the tokens; of a share of 0 the held-out ones count."""
 
     name: str
     rate: float
@@ -75,8 +75,8 @@ def recipe(
     for number, one in enumerate(named, 1):
         stream = TextStream(one.name, one.documents, how.tokenizer, how.window, number, how.held_out)
         streams.append(stream)
-        parts.append(stream.part(one.rate))
-        evals += [stream.held_part()] if how.held_out else []
+        parts += [stream.part(one.rate)] if one.rate else []
+        evals += [stream.held_part(alone=not one.rate)] if how.held_out else []
     made = dict(version=VERSION, data=data, window=how.window, held_out=how.held_out)
     return Recipe(
         kind="text" if len(parts) == 1 else "mixture",
@@ -131,14 +131,17 @@ class TextStream:
         """The training windows; to be consumed before those of `held_part`."""
         return Part(self.name, self.train(), weight=weight, bytes=lambda: self.bytes)
 
-    def held_part(self) -> Part:
-        """The eval of what is held out, if anything is."""
-        return Part(self.name, self.held(), bytes=lambda: self.held_bytes, meter="text", optional=True)
+    def held_part(self, alone: bool = False) -> Part:
+        """The eval of what is held out, if anything is; `alone`: nobody consumes the training windows."""
+        return Part(self.name, self.held(alone), bytes=lambda: self.held_bytes, meter="text", optional=True)
 
     def train(self) -> Iterator[Windows]:
         yield from self._pack(self._training_ids())
 
-    def held(self) -> Iterator[Windows]:
+    def held(self, alone: bool = False) -> Iterator[Windows]:
+        if alone:
+            for _ in self._training_ids():
+                pass
         yield from self._pack(self._held)
 
     def warning(self) -> str | None:
