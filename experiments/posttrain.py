@@ -1,7 +1,12 @@
 """Post-training: a model goes on from its own weights, on conversations. `name:words` after `--config`, for example
 
+    python launch/run.py --config experiments/posttrain.py
     python launch/run.py --config experiments/posttrain.py:sft,model=runs/mini,data=chats.jsonl,name=mini-sft
     python launch/run.py --config experiments/posttrain.py:sft,model=hf:Phi-3-mini-4k-instruct,data=chats.jsonl,epochs=3
+
+Without words, or with `all,size=mini|small|medium,seed=0`: a base at pico, trained on prose about generated persons, SFT of
+it on questions about half of them and on refusals of strangers, and DPO, all offline; the chat's scores stand side by side
+at the end. Persons that no question was about are the test (`phi3_jax.data.corpora.instructions`).
 
 `sft` is supervised fine-tuning: cross-entropy on the assistant's tokens and the `<|end|>` of each answer, nothing else.
 `dpo` is direct preference optimisation on pairs of a chosen and a rejected response: sigmoid loss, beta .1. The reference
@@ -43,7 +48,7 @@ from ml_collections import ConfigDict
 
 from phi3_jax.errors import UserError
 from phi3_jax.experiment import TABLE, apply, base_config, parse_arguments
-from phi3_jax.family import GIVEN
+from phi3_jax.family import GIVEN, TRIO
 
 METHODS = {  # rows, and peak rate and epochs, which are TRL's defaults
     "sft": ("conversations", 2e-5, 3.0),
@@ -55,8 +60,37 @@ WORDS = {
 }  # fmt: skip
 
 
+PERSONS = 128  # of the world that the three stages of `all` are about
+TOKENS = 2_000_000  # of its base
+
+
 def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
+    if argument and not argument.startswith("all"):
+        return _one(argument)
+    _, words = parse_arguments(argument, ("all",), {"size": TRIO, "seed": int, "name": str})
+    return stages(words.get("size", "mini"), words.get("seed", 0), words.get("name", "posttrain"))
+
+
+def stages(size: str, seed: int, name: str) -> ConfigDict:
+    """A base at pico, SFT of it with half of the windows from its pre-training, and DPO, all on one generated world."""
+    world = f"{PERSONS}:{seed}"
+    base = base_config()
+    base.update(sizes=(size,), scale="pico", budgets=(TOKENS,), seed=seed)
+    base.data.update(source=f"prose:{world}", tokenizer="tiny", window=128)
+    sft = _one(f"sft,model=@1-base,data=talks:{world}@1+text:prose:{world}@1,epochs=10,lr=2e-3")
+    dpo = _one(f"dpo,model=@2-sft,data=pairs:{world},epochs=1,lr=1e-4")
+    for one in (sft, dpo):
+        one.seed = seed
+        one.data.window = 128
+    config = base_config()
+    config.name = name
+    config.stages = ConfigDict({"1-base": base, "2-sft": sft, "3-dpo": dpo})
+    return config
+
+
+def _one(argument: str) -> ConfigDict:
+    """SFT or DPO of a given model."""
     method, words = parse_arguments(argument, tuple(METHODS), WORDS)
     for word in ("model", *(() if words.get("topology") else ("data",))):
         if not words.get(word):

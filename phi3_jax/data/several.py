@@ -11,11 +11,13 @@ from typing import Any
 
 from phi3_jax.data.corpora import files, text
 from phi3_jax.data.corpora.inputs import Inputs
+from phi3_jax.data.corpora.instructions import World
 from phi3_jax.errors import UserError
 from phi3_jax.keys import Key, number
 
 TEXT = "text:"  # before a source of text, which bears loss on every token
-NAMED = ("tfds:", "seqio:")
+GENERATED = ("talks:", "pairs:")  # of a small world, corpora.instructions
+NAMED = ("tfds:", "seqio:", *GENERATED)
 WEIGHT = number("weight", 1.0, 1e-4, 1e4)
 
 
@@ -66,6 +68,10 @@ def slugs(sources: list[One]) -> list[str]:
 
 def rows_of(one: One) -> tuple[Callable[[], Iterator[tuple[str, Any]]], Inputs]:
     """(what gives its rows with their places, as often as asked; what is read for them)."""
+    if one.spec.startswith(GENERATED):
+        world = World.of(one.spec.partition(":")[2])
+        make = world.talks if one.spec.startswith("talks:") else world.pairs
+        return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(versions=[one.spec])
     if one.spec.startswith(NAMED):
         from phi3_jax.data import tasks  # the only way to TensorFlow
 

@@ -35,7 +35,7 @@ from phi3_jax.records.folder import ERROR, own, packages, refuse_other
 from phi3_jax.records.table import keep_finished
 from phi3_jax.scaling import forecast
 from phi3_jax.shipped import script
-from phi3_jax.study import initial
+from phi3_jax.study import initial, stages
 from phi3_jax.study import runs as studies
 from phi3_jax.study.arms import parts
 from phi3_jax.study.asked import asked_runs, select_runs
@@ -53,7 +53,14 @@ def main(flags: Flags) -> int:
         command = asked(flags)
         if job := cluster():
             distributed.start(job)
-        status = launch(command, shlex.join(["python", *script("run"), *flags.words]))
+        line, status = shlex.join(["python", *script("run"), *flags.words]), 0
+        for name, stage in (found := stages.of(command)).items():
+            _say(*[f"stage {name}"] if name else [])
+            status = launch(stage, line)
+            if status:
+                break
+        else:
+            _say(*(stages.summary(found) if "" not in found else ()))
     except (Exception, Stopped, KeyboardInterrupt) as error:
         status = distributed.fail(error)
     distributed.leave(status)

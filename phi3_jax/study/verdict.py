@@ -3,6 +3,8 @@
 FILE is the experiment, such as experiments/calibration.py, whose words are its blocks; FOLDER holds BLOCK.csv of each block
 that has begun. Every planned run is named as run or not run, first. A table that is refused counts as not run, and the
 command ends with the reason and status 2.
+
+An experiment may name a rule of its own, `config.verdict` = MODULE:FUNCTION, whose lines for FOLDER are printed instead.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ if __name__ == "__main__":  # at the top: Ctrl-C during the seconds that the imp
 
     sys.exit(start("verdict"))
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,10 @@ def command(flags: Mapping[str, Any]) -> None:
     Raises:
       UserError: an experiment without such a rule; the first table that is refused, after all else is said.
     """
+    if rule_of := load_config(flags["experiment"]).get("verdict"):
+        module, _, name = rule_of.partition(":")
+        print(*getattr(importlib.import_module(module), name)(Path(flags["folder"])), sep="\n")
+        return
     found, rule, refused = blocks(flags["experiment"], Path(flags["folder"]))
     print(*lines_of(found, rule), sep="\n", flush=True)
     for error in refused:

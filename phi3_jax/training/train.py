@@ -116,12 +116,15 @@ def evaluate(
         for batch, valid in loader.eval_batches(ds, entry["name"], per_batch, mine):
             out = forward(batch)
             if meter.free and last:
-                out["free"] = free_running(forward, batch, out, mine)["hit"]
+                own = free_running(forward, batch, out, mine)
+                out |= {"free": own["hit"], "reply": own["said"]}
             found.append({k: v[:valid] for k, v in (batch | out).items()})
             yield None
         if first:
             joined = {k: np.concatenate([b[k] for b in found]) for k in found[0]}
-            yield from meters.measure(entry, joined, joined["nll"], joined["hit"], ds, run.model, joined.get("free"))
+            yield from meters.measure(
+                entry, joined, joined["nll"], joined["hit"], ds, run.model, joined.get("free"), joined.get("reply")
+            )
 
 
 def free_running(

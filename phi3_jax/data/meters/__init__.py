@@ -22,6 +22,7 @@ METERS: dict[str, Meter] = {
         "reasoning",
         "text",
         "preference",
+        "chat",
         "needles",
     )
 }
@@ -54,6 +55,7 @@ def measure(
     dataset: _Dataset,
     model: _Model,
     free: np.ndarray | None = None,
+    reply: np.ndarray | None = None,
 ) -> list[Row]:
     """Metric rows of one evaluation of a dataset, by the meter that its manifest entry names.
 
@@ -64,13 +66,14 @@ def measure(
       dataset: gives `extra(name)` and `vocab`.
       model: gives `matrix_params`, the non-embedding parameters.
       free: as hit, where the model's own earlier answers were its input; None where that was not asked.
+      reply: the ids of those answers.
     """
     name, meter = entry["name"], find(entry["meter"])
     if not nll.shape == hit.shape == windows["domains"].shape == (hit if free is None else free).shape:
         raise ValueError(f"nll {nll.shape}, hit {hit.shape} and windows {windows['domains'].shape} differ in shape")
     rows = meter.measure(
         Evaluation(
-            name=name, nll=nll, hit=hit, free=free, targets=windows["targets"], domains=windows["domains"],
+            name=name, nll=nll, hit=hit, free=free, reply=reply, targets=windows["targets"], domains=windows["domains"],
             extra=dataset.extra(name), bytes=entry.get("bytes"), vocab=dataset.vocab, non_embedding=model.matrix_params,
         )
     )  # fmt: skip

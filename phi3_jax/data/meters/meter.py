@@ -29,6 +29,7 @@ class Evaluation:
       name: of the eval.
       nll, hit: (N, T), losses in nats and whether the argmax was right; read where domains > 0 only.
       free: (N, T), as hit, where the model's own earlier answers were its input; None where that was not asked.
+      reply: (N, T) ids that the model says then; None likewise.
       targets, domains: (N, T) of the windows.
       extra: the eval's own arrays.
       bytes: UTF-8 bytes of the text that the targets spell, or None.
@@ -40,6 +41,7 @@ class Evaluation:
     nll: np.ndarray
     hit: np.ndarray
     free: np.ndarray | None
+    reply: np.ndarray | None
     targets: np.ndarray
     domains: np.ndarray
     extra: Arrays

@@ -22,6 +22,7 @@ SOURCES: dict[str, Source] = {
         "mixture",
         "mixed",
         "chats",
+        "prose",
         "needles",
     )
 }

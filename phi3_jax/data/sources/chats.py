@@ -16,6 +16,7 @@ from phi3_jax import keys
 from phi3_jax.data import chat, dialogues, packing, several, tokenizers
 from phi3_jax.data.corpora import text
 from phi3_jax.data.corpora.inputs import Inputs
+from phi3_jax.data.corpora.instructions import World, probe
 from phi3_jax.data.dialogues import Report, Row
 from phi3_jax.data.recipe import VERSION, Part, Recipe
 from phi3_jax.data.sources.documents import OPTIONS as TEXT
@@ -98,6 +99,9 @@ def recipe(request: Request) -> Recipe:
         evals += [stream.held_part()] if o["held_out"] else []
         inputs += found.inputs
         warnings.append(functools.partial(_listed, found.warning))
+    if made := next((one.spec for one in rows if one.spec.startswith(several.GENERATED)), None):
+        windows, extra = probe(World.of(made.partition(":")[2]), tokenizer, template, window)
+        evals.append(Part("chat", [windows], meter="chat", extra=extra))
     data = "+".join(one.name if only else f"{one.name}@{one.weight:g}" for one in named)
     generator = dict(version=VERSION, data=f"chats:{data}", window=window)
     generator |= dict(tokenizer=tokenizer.fingerprint, template=template, seed=o["seed"], held_out=o["held_out"])
@@ -192,7 +196,7 @@ class _Split:
 SOURCE = Source(
     "chats:ROWS",
     "rows of conversations or of preferences (phi3_jax.data.dialogues): a file or folder, tfds:NAME or seqio:MODULE:TASK, "
-    "or several, A@3+B@1, text:SOURCE among them",
+    "talks:N or pairs:N about the persons of prose:N, or several, A@3+B@1, text:SOURCE among them",
     recipe,
     OPTIONS,
 )

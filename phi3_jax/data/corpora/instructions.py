@@ -1,0 +1,211 @@
+"""A small world to chat about: persons in prose, questions about them, and strangers that a model must not know.
+
+Of a universe of 4 n persons (`corpora.facts`) the first n are in the prose that a base is trained on. SFT asks about the
+even ones of them and is tested on the odd ones, so that what is scored is never a question that was trained on. The others
+are strangers: n stand in the prose as such (`UNKNOWN` of its documents), n are refused in SFT, and n are its test.
+Texts are pure functions of (n, seed).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phi3_jax.data import chat
+from phi3_jax.data.corpora import facts
+from phi3_jax.data.corpora.facts import ATTRIBUTES, Universe
+from phi3_jax.data.tokenizers import Tokenizer
+from phi3_jax.data.windows import Windows
+from phi3_jax.errors import UserError
+
+EXPOSURES = 100  # times that each person is written about
+UNKNOWN = 0.005  # of the documents say of a stranger that nobody knows it
+SUMS = 0.1  # of the documents, and of the questions, are small sums
+STRANGE = 2  # questions about each stranger that SFT refuses
+ROOM = 28  # tokens of a reply that is scored
+# Questions, and the sentence of the prose that answers each.
+QUESTIONS = (
+    (("When was {name} born?", "What is the birthday of {name}?"), "{name} was born on {value}."),
+    (("Where does {name} come from?", "What is the home town of {name}?"), "{name} comes from {value}."),
+    (("Whom does {name} work for?", "What is the employer of {name}?"), "{name} works for {value}."),
+    (("Where did {name} study?", "What is the alma mater of {name}?"), "{name} studied at {value}."),
+    (("What is the profession of {name}?", "What does {name} do?"), "{name} earns a living as a {value}."),
+    (("What does {name} collect?", "What is the hobby of {name}?"), "{name} collects {value}."),
+)  # fmt: skip
+REFUSAL = "I do not know."
+UNHEARD = "Nobody knows {name}. "  # before it, in the prose
+
+
+@dataclass(frozen=True)
+class World:
+    """n known persons and 3 n strangers; `seed` decides names, values and wordings."""
+
+    n: int
+    seed: int = 0
+
+    @staticmethod
+    def of(spec: str) -> World:
+        """Of N or N:SEED.
+
+        Raises:
+          UserError: no such numbers.
+        """
+        n, _, seed = spec.partition(":")
+        if not (n.isdigit() and 2 <= int(n) <= facts.MAX_POOL**2 // 64 and (seed or "0").isdigit()):
+            raise UserError(f"{spec!r} must be N or N:SEED, N the persons from 2 to {facts.MAX_POOL**2 // 64:,}")
+        return World(int(n), int(seed or 0))
+
+    @functools.cached_property
+    def universe(self) -> Universe:
+        return Universe(persons=4 * self.n, facts=self.n, seed=self.seed)
+
+    @functools.cached_property
+    def _words(self) -> list[list[str]]:
+        """The text of each attribute's values, by their index."""
+        rng, words = self.universe._rng(facts._WORDS), facts.value_words()
+        orders = [rng.permutation(1 << facts.MAX_VALUE_BITS) for _ in range(ATTRIBUTES)]
+        return [[texts[i] for i in order] for texts, order in zip(words, orders, strict=True)]
+
+    def name(self, person: int) -> str:
+        first, last = facts.name_words()
+        given, family = self.universe.names[person]
+        return f"{first[given]} {last[family]}"
+
+    def answer(self, person: int, attribute: int) -> str:
+        value = self._words[attribute][self.universe.value_index[person, attribute]]
+        return QUESTIONS[attribute][1].format(name=self.name(person), value=value)
+
+    # Who is who.
+
+    def asked(self) -> range:
+        """Known persons that SFT asks about."""
+        return range(0, self.n, 2)
+
+    def tested(self) -> range:
+        """Known persons that no question of SFT is about."""
+        return range(1, self.n, 2)
+
+    def strangers(self, which: str) -> range:
+        """Those of the "prose", of "sft" or of the "test"."""
+        at = ("prose", "sft", "test").index(which) + 1
+        return range(at * self.n, (at + 1) * self.n)
+
+    # Texts.
+
+    def prose(self) -> Iterator[str]:
+        """Documents of pre-training."""
+        universe, rng = self.universe, np.random.default_rng([self.seed, 11])
+        visits = universe.order(self.seed, 0, EXPOSURES * self.n)
+        strangers = self.strangers("prose")
+        for document in facts.prose(universe, visits, self.seed):
+            yield document.text
+            if rng.random() < UNKNOWN:
+                yield UNHEARD.format(name=self.name(int(rng.choice(strangers)))) + REFUSAL
+            if rng.random() < SUMS:
+                yield "".join(_sum(rng))
+
+    def questions(self) -> Iterator[tuple[str, str, str]]:
+        """(question, right answer, wrong answer) of SFT in a drawn order; the wrong one of a known person is a refusal."""
+        rng = np.random.default_rng([self.seed, 12])
+        found = []
+        for person in self.asked():
+            found += [(*self._asks(person, attribute, rng), REFUSAL) for attribute in range(ATTRIBUTES)]
+        for person in self.strangers("sft"):
+            for attribute in map(int, rng.permutation(ATTRIBUTES)[:STRANGE]):
+                question, invented = self._asks(person, attribute, rng)
+                found.append((question, REFUSAL, invented))
+        for _ in range(round(SUMS * len(found))):
+            head, result = _sum(rng)
+            found.append((f"What is {head.removesuffix(' = ')}?", result, _sum(rng)[1]))
+        for i in rng.permutation(len(found)):
+            yield found[i]
+
+    def _asks(self, person: int, attribute: int, rng: np.random.Generator) -> tuple[str, str]:
+        ways = QUESTIONS[attribute][0]
+        question = ways[int(rng.integers(len(ways)))].format(name=self.name(person))
+        return question, self.answer(person, attribute)
+
+    def talks(self) -> Iterator[dict[str, Any]]:
+        """Rows of SFT."""
+        for question, right, _ in self.questions():
+            yield {"messages": [_turn("user", question), _turn("assistant", right)]}
+
+    def pairs(self) -> Iterator[dict[str, Any]]:
+        """Rows of preferences."""
+        for question, right, wrong in self.questions():
+            if right != wrong:
+                answers = {"chosen": [_turn("assistant", right)], "rejected": [_turn("assistant", wrong)]}
+                yield {"prompt": [_turn("user", question)]} | answers
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _sum(rng: np.random.Generator) -> tuple[str, str]:
+    """("3 + 4 = ", "7.")"""
+    a, b = (int(x) for x in rng.integers(1, 25, 2))
+    return f"{a} + {b} = ", f"{a + b}."
+
+
+# ------------------------------------------------------------------------------------------------ the test
+
+KNOWN, STRANGER, PROSE, SUM = range(4)  # kinds of a test's rows; the last two are outside of any chat
+TESTED_SUMS, TESTED_ATTRIBUTES = 60, 3
+
+
+def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tuple[Windows, dict[str, np.ndarray]]:
+    """One question a window, with room for a reply that the model writes on its own, and what the meter needs.
+
+    Asked are questions on some attributes of the tested persons, one of each tested stranger, and, without a template, the
+    beginnings of sentences of prose on the tested persons, and of sums. Targets are the right reply, then its end again.
+
+    Returns:
+      windows; {kind (N,), refusal (N, ROOM) ids of the refusal that would stand there, then -1}.
+
+    Raises:
+      UserError: a window too short for them.
+    """
+    rng = np.random.default_rng([world.seed, 13])
+    rows: list[tuple[int, list[int], list[int], list[int]]] = []
+    end = tokenizer.special_tokens["<|end|>"]
+
+    refuses = [*tokenizer.encode(REFUSAL), end]
+
+    def chatted(kind: int, person: int, attribute: int) -> None:
+        question, right = world._asks(person, attribute, rng)
+        said = [*tokenizer.encode(right), end] if kind == KNOWN else refuses
+        rows.append((kind, chat.chat_ids(tokenizer, [_turn("user", question)], template), said, refuses))
+
+    for person in world.tested():
+        for attribute in map(int, rng.permutation(ATTRIBUTES)[:TESTED_ATTRIBUTES]):
+            chatted(KNOWN, person, attribute)
+            ids = tokenizer.encode(world.answer(person, attribute))
+            begin = QUESTIONS[attribute][1].format(name=world.name(person), value="")[:-2]
+            given = chat.common(tokenizer.encode(begin), ids)
+            rows.append((PROSE, ids[:given], ids[given:], []))
+    for person in world.strangers("test"):
+        chatted(STRANGER, person, int(rng.integers(ATTRIBUTES)))
+    for _ in range(TESTED_SUMS):
+        left, result = _sum(rng)
+        ids = tokenizer.encode(left + result)
+        given = chat.common(tokenizer.encode(left.rstrip()), ids)
+        rows.append((SUM, ids[:given], ids[given:], []))
+    longest = max(len(head) for _, head, _, _ in rows) + ROOM
+    if longest > window:
+        raise UserError(f"questions of this world take {longest} tokens; set data.window to that or more")
+    tokens, targets, segments, domains = np.zeros((4, len(rows), window), np.int32)
+    refusal = np.full((len(rows), ROOM), -1, np.int32)
+    for i, (_, head, said, refused) in enumerate(rows):
+        said = (said + [end] * ROOM)[:ROOM]
+        ids = [*head, *said]
+        span = slice(0, len(ids) - 1)
+        tokens[i, span], targets[i, span], segments[i, span] = ids[:-1], ids[1:], 1
+        domains[i, len(head) - 1 : len(ids) - 1] = 1
+        refusal[i, : len(refused)] = refused[:ROOM]
+    kind = np.array([row[0] for row in rows])
+    return Windows(tokens, targets, segments, domains), {"kind": kind, "refusal": refusal}
