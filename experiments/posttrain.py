@@ -17,9 +17,14 @@ the model's own.
 
 Words:
     model=<run>|hf:<folder>   the weights to start from, and the model; a study of one run is that run
-    data=<file or folder>     sft: rows of messages, of prompts with completions, of ShareGPT or Alpaca form; dpo: prompt,
-                              chosen, rejected, or two whole conversations; .jsonl, .json or .parquet
-    epochs=<number>           passes over the data; default 3, dpo 1
+    data=<rows>               sft: rows of messages, of prompts with completions, of ShareGPT or Alpaca form; dpo: prompt,
+                              chosen, rejected, or two whole conversations; .jsonl, .json or .parquet, or a folder of them;
+                              tfds:NAME or seqio:MODULE:TASK, whose features have these keys; or several, rows.jsonl@3+
+                              more.jsonl@1: of four windows three are the first's. sft: text:SOURCE among them is text of
+                              pre-training, with loss on every token (text:pydocs, text:path/to/texts)
+    eval=<file>|<share>       rows to evaluate: of a file, or a share held out of the data; default .02. The checkpoint of
+                              the lowest held-out loss, of pairs the highest accuracy, is kept and named
+    epochs=<number>           passes over the data, over the first of several; default 3, dpo 1
     lr=<rate>                 peak learning rate; default 2e-5, dpo 1e-6, TRL's for full fine-tuning of released models,
                               and with lora= ten times that. A proxy of some 100,000 parameters wants about 1e-3
     lora=<rank>               trains adapters of this rank and keeps the weights as they are (bfloat16 on accelerators)
@@ -45,7 +50,7 @@ METHODS = {  # rows, and peak rate and epochs, which are TRL's defaults
     "dpo": ("preferences", 1e-6, 1.0),
 }
 WORDS = {
-    "model": str, "data": str, "epochs": TABLE["train.epochs"], "lr": TABLE["optim.peak_lr"], "name": str,
+    "model": str, "data": str, "eval": str, "epochs": TABLE["train.epochs"], "lr": TABLE["optim.peak_lr"], "name": str,
     "lora": TABLE["lora.rank"], "continue": TABLE["lora.continued"], "topology": TABLE["topology"],
 }  # fmt: skip
 
@@ -68,6 +73,16 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.epochs = epochs
     config.data.rows = rows
     words["data"] = f"chats:{words.get('data', '')}"
-    keys = {"data": "data.source", "model": "train.init", "epochs": "train.epochs", "lr": "optim.peak_lr"}
+    if _is_number(words.get("eval", "")):
+        words["held_out"] = TABLE["data.held_out"].read(words.pop("eval"), "eval")
+    keys = {"held_out": "data.held_out", "eval": "data.eval"}
+    keys |= {"data": "data.source", "model": "train.init", "epochs": "train.epochs", "lr": "optim.peak_lr"}
     keys |= {"lora": "lora.rank", "continue": "lora.continued"}
     return apply(config, words, keys)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) is not None
+    except ValueError:
+        return False

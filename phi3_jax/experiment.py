@@ -97,6 +97,7 @@ KEYS: dict[str, Any] = dict(
         original=whole("mixed windows (long:SPEC): tokens that a short document may have", None, 2, 2**24),
         mix=share("mixed windows (long:SPEC): share of the rows that hold short documents; default .5", None),
         needles=share("share of the windows that hold needles (needles:SPEC, long:SPEC)", None),
+        eval=local("rows of conversations that are evaluated and not trained on; default: a share held out"),
         held_out=share("share of documents that are evaluated and never trained on; default .02", None, BELOW_ONE),
         template=word("chat template of conversations; default: the one that the tokenizer's folder brings"),
         facts=whole("facts in the corpus; default 4,500 at pico"),

@@ -7,10 +7,12 @@ needs it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -19,7 +21,7 @@ import seqio
 import tensorflow as tf
 
 from phi3_jax.data.tokenizers import Tokenizer
-from phi3_jax.errors import UserError
+from phi3_jax.errors import UserError, nearest
 
 Texts = Callable[[], Iterator[str]]
 
@@ -80,6 +82,63 @@ def tfds_source(name: str) -> seqio.TfdsDataSource:
 def tfds_task(name: str, tokenizer: Tokenizer, text_field: str = "text") -> seqio.Task:
     """The Task of `tfds_source(name)`."""
     return add_task(f"tfds.{re.sub('[^A-Za-z0-9]+', '_', name)}", tfds_source(name), tokenizer, text_field)
+
+
+def rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of `tfds:NAME`, whose features have the keys of rows, or of `seqio:MODULE:TASK`.
+
+    Of a seqio Task, MODULE registers it; a row has the texts among its features, and where these are `inputs` and `targets`
+    they are prompt and completion.
+
+    Raises:
+      UserError: no such data set, module or Task; whatever is wrong with the source, in one line.
+    """
+    kind, _, name = spec.partition(":")
+    try:
+        dataset = tfds_source(name).get_dataset("train", shuffle=False) if kind == "tfds" else _of_task(name)
+        for number, row in enumerate(dataset.as_numpy_iterator(), 1):
+            yield f"{spec}:{number}", _plain_row(row)
+    except UserError:
+        raise
+    except Exception as error:  # TFDS, tf.data and the network raise all kinds
+        raise UserError(
+            f"cannot read {spec}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
+
+
+def _of_task(name: str) -> tf.data.Dataset:
+    module, colon, task = name.rpartition(":")
+    if not colon or not module:
+        raise UserError(f"seqio:{name} must be seqio:MODULE:TASK, the module that registers the Task first")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"seqio:{name}: {module} cannot be imported ({error}); name a module on Python's path"
+        ) from error
+    if task not in seqio.TaskRegistry.names():
+        raise UserError(f"seqio:{name}: {module} registers no Task {task!r}{nearest(task, seqio.TaskRegistry.names())}")
+    return seqio.TaskRegistry.get(task).get_dataset(sequence_length=None, split="train", shuffle=False)
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts and lists of a row; a sequence of records, which TFDS turns around, is a list of objects again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        if isinstance(value, dict):
+            columns = {name: plain(one) for name, one in value.items()}
+            if all(isinstance(column, list) for column in columns.values()):
+                return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+            return columns
+        return [plain(one) for one in value] if isinstance(value, np.ndarray) and value.dtype == object else value
+
+    found = {name: plain(value) for name, value in row.items()}
+    for name, key in (("inputs", "prompt"), ("targets", "completion")):
+        if isinstance(said := found.get(f"{name}_pretokenized", found.get(name)), str):
+            found.setdefault(key, said)
+    return {name: value for name, value in found.items() if isinstance(value, str | list)}
 
 
 # ------------------------------------------------------------------------------------------------- tasks

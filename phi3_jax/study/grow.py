@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.configs import RunConfig, decay_start, run_from_dict, science
-from phi3_jax.records.checkpoint import list_steps
 from phi3_jax.records.files import read_state
 
 _SCHEDULE = ("steps", "trunk_steps", "start_step")
@@ -85,6 +84,8 @@ def _fork(run: RunConfig, trunk: RunConfig, start: int) -> RunConfig:
 
 def _leaves(run: RunConfig, trunk: RunConfig, folder: Path) -> int:
     """The latest step at which `run` can leave a trunk: of its constant phase, and kept; 0: none."""
+    from phi3_jax.records.checkpoint import list_steps  # brings orbax, which a plan does without
+
     latest = min(decay_start(length, run.optim.decay) for length in (run.steps, trunk.steps))
     there = list_steps(folder / trunk.name / "checkpoints")
     if trunk.steps in there:  # it has ended, and its checkpoints stay

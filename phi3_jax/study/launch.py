@@ -42,6 +42,7 @@ from phi3_jax.study.asked import asked_runs, select_runs
 from phi3_jax.study.data import data_arguments, export_data
 from phi3_jax.study.full import choose_scale, full_runs
 from phi3_jax.study.workers import is_done, train_in_turn, train_side_by_side, unfinished
+from phi3_jax.training import best
 
 # ------------------------------------------------------------------------------------------------ the study
 
@@ -128,6 +129,8 @@ def launch(command: Command, line: str) -> int:
         from phi3_jax.reporting.page import write_report
 
         print(f"report: {write_report(folder)}")
+        for named in filter(None, (best.line(folder / run.name) for run in runs)):
+            print(named)
     if stopped:
         print("stopped; the same command goes on from here")
     for error in errors:

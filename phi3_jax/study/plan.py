@@ -143,11 +143,12 @@ def setup_of(config: Any, job: Job, topology: Topology) -> Setup:
     slices = train.slices or topology.slices
     if topology.slices > 1 and slices != topology.slices:
         raise UserError(f"train.slices={slices} on {topology.slices} slices; leave it out")
-    strategy = studies.strategy_of(config, slices)
+    large = studies.is_large(model)  # as `plan_runs` trains it
+    strategy = studies.strategy_of(config, slices) if large or train.strategy != "auto" else "dp"
     mesh = degrees(strategy, topology.devices, slices=slices, context=train.context, tensor=train.tensor)
     if length > model.context:
         raise UserError(f"data.window={length:,} exceeds {model.name}'s context of {model.context:,}; set it lower")
-    remat = train.remat or "full"
+    remat = train.remat or ("full" if large else "none")
     if remat not in KEPT:
         raise UserError(f"unknown remat policy {remat!r}{nearest(remat, KEPT)}")
     if train.accumulation < 1:

@@ -1,4 +1,4 @@
-"""What a plan is about: the full runs of a config, or the post-training run of a given model."""
+"""What a plan is about: the full runs of a config, its proxies, or the post-training run of a given model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phi3_jax.configs import LoraConfig, ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.models.spec import count_params
 from phi3_jax.study import runs as studies
-from phi3_jax.study.data import data_arguments, full_window
+from phi3_jax.study.data import WINDOWS, data_arguments, full_window
 from phi3_jax.study.full import full_runs, optimizer_of
 
 UNSAID = 100_000_000  # tokens that a plan counts for where no data say how many there are
@@ -71,21 +71,39 @@ class Job:
 
 
 def jobs(config: Any, topology: Topology) -> list[Job]:
-    """What a config trains at full size.
+    """What a config trains: proxies where it names their scale, else released models.
 
     Raises:
-      UserError: a proxy's scale; a size without a released model; see `full_runs` and `given`.
+      UserError: a size without a released model; see `full_runs`, `proxied` and `given`.
     """
     if config.scale == family.GIVEN:
         return [given(config, topology)]
     if config.scale in family.SCALES:
-        raise UserError(f"scale={config.scale}: plans are for the released models; leave scale out or write scale=full")
+        return [proxied(config, size, topology) for size in config.sizes]
     found = full_runs(config, "full")
     if not found:
         raise UserError(f"sizes={','.join(config.sizes)} have no released model to plan; use mini, small or medium")
     width = 4 if config.train.dtype == "float32" else 2
     batch, length, name = config.train.batch_tokens or None, full_window(config), optimizer_of(config)
     return [Job(run.model, run.params, run.tokens, length, batch, name, width) for run in found]
+
+
+def proxied(config: Any, size: str, topology: Topology) -> Job:
+    """The longest run of one proxy on text, with the vocabulary of phi-3-mini: a plan reads no data.
+
+    Raises:
+      UserError: a size that is not on the ladder; see `budgets_of`.
+    """
+    scale = config.scale
+    model = studies.model_of(config, scale, size, family.published(family.TRIO[0]).vocab)
+    length = config.data.window or WINDOWS[scale]
+    batch = studies.batch_windows(config, scale, {"window": length, "kind": "text"}, topology.devices)
+    half = studies.is_large(model) and topology.chip.platform != "cpu"
+    width = 4 if studies.dtype_of(config, half) == "float32" else 2
+    return Job(
+        model, count_params(model), max(studies.budgets_of(config, scale, size)), length, batch * length,
+        config.optim.name or family.PROXY_OPTIM.name, width,
+    )  # fmt: skip
 
 
 def given(config: Any, topology: Topology) -> Job:
@@ -107,7 +125,7 @@ def given(config: Any, topology: Topology) -> Job:
     if config.tokens != "matched":
         once = studies.token_budget(config.tokens, "")
     on_cpu, pairs = topology.chip.platform == "cpu", config.data.rows == "preferences"
-    half = studies.dtype_of(config, not model.is_proxy and not on_cpu) == "bfloat16"
+    half = studies.dtype_of(config, studies.is_large(model) and not on_cpu) == "bfloat16"
     frozen = 4 if (train.base_dtype or ("float32" if on_cpu else "bfloat16")) == "float32" else 2
     return Job(
         model, count_params(model), math.ceil((train.epochs or 1) * once), length, batch * length,
@@ -135,9 +153,10 @@ def _packed(config: Any) -> Rows:
         )
     arguments: Mapping[str, Any] = data_arguments(config, config.scale, 0)
     recipe = sources.recipe(arguments["data"], **{k: v for k, v in arguments.items() if k != "data"})
-    windows = pairs = 0
+    entries, pairs = [], 0
     for part in recipe.sources:
+        entries.append({"windows": 0, "weight": part.weight})
         for some in part.windows:
-            windows += len(some)
+            entries[-1]["windows"] += len(some)
             pairs += int((some.segments.max(axis=1, initial=0) // 2).sum()) if recipe.loss == "preference" else 0
-    return Rows(windows, recipe.window, pairs)
+    return Rows(round(studies.epoch({"sources": entries})), recipe.window, pairs)

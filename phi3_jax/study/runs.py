@@ -30,7 +30,8 @@ from phi3_jax.study.grow import grown
 from phi3_jax.units import human_count
 
 FACTS_BATCH = 44  # windows of 24 tokens: a multiple of 4, so that every batch holds 11 of facts and 33 of reasoning
-TEXT_BATCH_TOKENS = 2048
+TEXT_BATCH_TOKENS = {"milli": 65_536, "centi": 262_144, "deci": 1_048_576}  # below milli SMALL_BATCH_TOKENS
+SMALL_BATCH_TOKENS = 2048
 
 
 def plan_study(
@@ -84,6 +85,11 @@ def dtype_of(config: Any, half: bool) -> str:
     return config.train.dtype or ("bfloat16" if half else "float32")
 
 
+def is_large(model: ModelConfig) -> bool:
+    """Whether a run of it is split over devices and recomputes, unless the config says otherwise: from deci on."""
+    return not model.is_proxy or model.scale == "deci"
+
+
 def strategy_of(config: Any, slices: int = 1) -> str:
     """The strategy of a full-size run: `auto` is fsdp, and multislice over several slices."""
     given = config.train.strategy
@@ -132,9 +138,15 @@ def batch_windows(config: Any, scale: str, manifest: Mapping[str, Any], devices:
     elif manifest["kind"] == "facts":
         windows = FACTS_BATCH
     else:
-        windows = max(1, TEXT_BATCH_TOKENS // window)
+        windows = max(1, TEXT_BATCH_TOKENS.get(scale, SMALL_BATCH_TOKENS) // window)
     unit = max(1, devices // (train.context * train.tensor)) * train.accumulation  # rows of the mesh
     return max(unit, -(-windows // unit) * unit)
+
+
+def epoch(manifest: Mapping[str, Any]) -> float:
+    """Windows of a pass over the first source, with what is drawn from the others meanwhile."""
+    first, *others = manifest["sources"]
+    return first["windows"] * (1 + sum(other["weight"] for other in others) / first["weight"])
 
 
 def plan_runs(
@@ -166,7 +178,7 @@ def plan_runs(
             model = model_of(config, scale, size, manifest["vocab"])
             check_data(model, manifest)
             if train.epochs:
-                windows = sum(source["windows"] for source in manifest["sources"])
+                windows = epoch(manifest)
                 budgets = [per_step * max(1, round(train.epochs * windows / batch))]
             else:
                 budgets = budgets_of(config, scale, size)
@@ -177,7 +189,7 @@ def plan_runs(
                     f"a budget of {budgets[0]:,} tokens is smaller than one batch of {per_step:,}; use a larger one"
                 )
             asked = {b // per_step: 0 if train.epochs else b for b in budgets}  # the largest of those of as many steps
-            large = full or not model.is_proxy
+            large = is_large(model)
             stem = f"{arm}-{model.member}-s{seed}" if arm else _stem(model, seed)
             shared = dict(
                 arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed,

@@ -28,7 +28,9 @@ from phi3_jax.records import files
 from phi3_jax.records.checkpoint import Checkpointer, Keep, abstract_leaf, list_steps, restore
 from phi3_jax.records.folder import DONE
 from phi3_jax.records.goodput import Clock
-from phi3_jax.records.rows import Row, valid_json
+from phi3_jax.records.rows import Row, read_rows, valid_json
+from phi3_jax.training import best
+from phi3_jax.training.best import Wanted
 from phi3_jax.training.fetch import Fetcher
 from phi3_jax.training.metrics import OneStepLate, RunLog
 
@@ -42,7 +44,8 @@ class LoopConfig:
 
     `start` is the step of the state handed to `fit` (0, or the fork point for a state taken from a trunk's checkpoint).
     `flops_per_step` and `peak_flops` (FLOP/s of all devices; None where unknown) give the fields flops and mfu.
-    `batch_timeout`: seconds after which a batch is given up. `pause`: the step to stop at and save, for now.
+    `batch_timeout`: seconds after which a batch is given up. `pause`: the step to stop at and save, for now. `best`: what
+    decides which checkpoint is kept as the best one; each evaluated step is saved then.
     """
 
     steps: int
@@ -60,6 +63,7 @@ class LoopConfig:
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
     pause: int | None = None
+    best: Wanted | None = None
 
     @property
     def end(self) -> int:
@@ -71,7 +75,8 @@ class LoopConfig:
 
     def saves(self, step: int) -> bool:
         every = self.checkpoint_every
-        return step == self.steps or step in self.keep_steps or bool(every and step % every == 0)
+        evaluated = bool(self.best and step in self.eval_steps)
+        return step == self.steps or step in self.keep_steps or evaluated or bool(every and step % every == 0)
 
     def logs(self, step: int) -> bool:
         return step == self.steps or step == 1 or step % self.log_every == 0
@@ -136,7 +141,7 @@ def fit(
         stop = stack.enter_context(_stop_on_signals())
         batches = stack.enter_context(contextlib.closing(Fetcher(batch_fn, loop.batch_timeout, stop)))
         profiler = stack.enter_context(_Profiler(loop.profile, folder / "profile"))
-        book = _Book(loop, log, saver, clock, stop, progress, begin, identity, guard)
+        book = _Book(loop, log, saver, clock, stop, progress, begin, identity, guard, folder)
         if begin.evaluations_up_to < step and (begin.resumed or step in loop.eval_steps):
             book.evaluate(eval_fn, state, step)
         batch, failure = _try(batches.get, step) if step < loop.end else (None, None)
@@ -286,8 +291,9 @@ class _Book:
         begin: _Begin,
         identity: Mapping[str, Any],
         guard: Callable[[], None],
+        folder: Path,
     ) -> None:
-        self.guard = guard
+        self.guard, self.folder = guard, folder
         self.loop, self.log, self.saver, self.clock, self.stop = loop, log, saver, clock, stop
         self.progress, self.identity = progress, dict(identity)
         self.last: Row = dict(begin.extra.get("last", {}))
@@ -345,10 +351,21 @@ class _Book:
         self.guard()
         with self._paused("checkpoint"):
             self.log.sync()
+            self._keep_best()
             extra = {"next_step": step, "identity": self.identity, "last": self.last, "evaluated": self.evaluated}
             self.saver.save(step, state, extra)
         self.saved = step
         self.clock.saves()
+
+    def _keep_best(self) -> None:
+        """From the next save on the best checkpoint so far stays; the last one did until then."""
+        which = self.loop.best
+        if which is None or not distributed.is_first():
+            return
+        if found := which.best(read_rows(self.folder / "evals.jsonl")):
+            self.saver.wait()
+            self.saver.keep = Keep(self.loop.keep_latest, frozenset({*self.loop.keep_steps, found[0]}))
+            best.write(self.folder, which, found)
 
     def wait(self) -> None:
         """Waits for the last save."""

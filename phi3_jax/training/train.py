@@ -25,6 +25,7 @@ from phi3_jax.records.goodput import Clock
 from phi3_jax.sharding import feed, rules
 from phi3_jax.sharding.mesh import mesh_of
 from phi3_jax.training import reference, step
+from phi3_jax.training.best import wanted
 from phi3_jax.training.folder import describe, write_status
 from phi3_jax.training.loop import LoopConfig, Result, fit
 from phi3_jax.training.preference import preference
@@ -246,7 +247,7 @@ def _train(
             peak_flops=chip.peak_flops * mesh.size if chip else None, start=run.start_step, log_every=run.log_every,
             eval_steps=_eval_steps(run), checkpoint_every=run.checkpoint_every or None, keep_latest=run.keep_latest,
             batch_timeout=run.batch_timeout, keep_steps=run.keep_steps,
-            profile=run.profile, tensorboard=run.tensorboard, pause=pause,
+            profile=run.profile, tensorboard=run.tensorboard, pause=pause, best=wanted(ds.manifest),
         )  # fmt: skip
 
         def first_state(state: step.TrainState) -> step.TrainState:

@@ -271,6 +271,7 @@ def killed(tmp_path: Path, words: str, rows: int, kills: int, in_pass: int, **ke
     lost = kill_in_steps(broken, faults, targets, 2)
     assert broken.finish(faults)[-1]["status"] == "done"
     assert_equal(broken, unbroken)
+    assert (broken.run / "best.json").read_text() == (unbroken.run / "best.json").read_text()
     if method == "dpo":
         one, other = (np.load(run.run / "reference.npz") for run in pair)
         assert one["arr_0"].tobytes() == other["arr_0"].tobytes() and np.abs(one["arr_0"]).max() > 1

@@ -110,6 +110,13 @@ def test_preferences_are_learnt_from_a_reference_made_once(tmp_path: Path) -> No
     evals = {(row["step"], row["metric"]): row["value"] for row in read_rows(folder / "evals.jsonl")}
     assert {metric for _, metric in evals} == {"accuracy", "margin", "loss"}
 
+    # The checkpoint of the first best accuracy is kept beside the newest, and named.
+    accuracy = {step: value for (step, metric), value in evals.items() if metric == "accuracy" and step}
+    first = min(step for step, value in accuracy.items() if value == max(accuracy.values()))
+    best = json.loads((folder / "best.json").read_text())
+    assert (best["step"], best["value"]) == (first, accuracy[first])
+    load(str(folder / best["checkpoint"]))
+
     # The reference is the base's log-probability of each response.
     expected = np.array([[-nats for nats, _ in pair] for pair in alone(rows, model)])
     (kept,) = reference.read(folder)

@@ -13,6 +13,7 @@ import pytest
 from phi3_jax.__main__ import main
 from phi3_jax.experiment import load_config
 from phi3_jax.study.plan import plans
+from phi3_jax.study.runs import plan_study
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/goldens/plan_medium_v5p.txt"
@@ -119,7 +120,7 @@ def test_the_proposal_is_what_its_overrides_say(capsys: pytest.CaptureFixture) -
         ("medium,topology=v5p:4x4x8", ("--config.train.accumulation=0",), "must be an integer, 1 to"),
         ("medium,topology=v5p:4x4x8", ("--config.data.window=8192",), "exceeds phi-3-medium-4k's context"),
         ("medium,topology=2xv5p:4x4x4", ("--config.train.slices=4",), "train.slices=4 on 2 slices"),
-        ("medium,topology=v5p:4x4x8,scale=pico", (), "plans are for the released models"),
+        ("medium,topology=v5p:4x4x8,scale=pica", (), "did you mean 'pico'"),
         ("medium,topology=h200:1", (), "does not fit h200:1"),
         ("medium,topology=v5p:4x4x8", ("--jsn",), "did you mean '--json'"),
     ],
@@ -160,7 +161,7 @@ def test_user_keys_stay_few() -> None:
     def leaves(node: dict) -> int:
         return sum(leaves(v) if isinstance(v, dict) else 1 for v in node.values())
 
-    assert 30 < leaves(load_config(EXPERIMENT).to_dict()) < 80
+    assert 30 < leaves(load_config(EXPERIMENT).to_dict()) < 90
 
 
 def test_a_plan_hands_its_setup_to_what_compiles_it() -> None:
@@ -250,3 +251,25 @@ def test_errors_of_post_training_plans(capsys: pytest.CaptureFixture, words: str
     assert plan(words, experiment=POSTTRAIN) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "strategy", "remat", "sizes"),
+    [("sweep,scale=centi,ratio=20,160", "dp", "none", 3), ("mini,scale=deci,ratio=20", "fsdp", "full", 1)],
+)
+def test_a_proxy_is_planned_as_it_is_trained(
+    capsys: pytest.CaptureFixture, words: str, strategy: str, remat: str, sizes: int
+) -> None:
+    found = answer(capsys, f"{words},topology=h200:8")
+    runs = found.get("runs", [found])
+    assert len(runs) == sizes and all(run["fits"] for run in runs)
+    assert all((run["strategy"], run["remat"]) == (strategy, remat) for run in runs)
+    ratio = max(float(r) for r in words.partition("ratio=")[2].split(","))
+    for run in runs:
+        assert run["tokens"] / run["params"] < ratio, "the vocabulary's parameters do not count"
+    # The run itself: the same batch, strategy and recomputation.
+    config = load_config(f"{EXPERIMENT}:{words}")
+    manifest: dict = {"window": 2048, "vocab": 32064, "kind": "text", "fingerprint": "0" * 64}
+    manifest["sources"] = [{"name": "text", "weight": 1, "windows": 10**9}]
+    planned = plan_study(config, config.scale, {Path("data"): manifest}, Path("none"), 8)[0]
+    assert (planned.strategy, planned.remat, planned.batch_windows * 2048) == (strategy, remat, runs[0]["batch_tokens"])

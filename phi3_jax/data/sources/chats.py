@@ -1,19 +1,25 @@
-"""Conversations or preferences to post-train on, packed whole into windows with loss on the answers (see `dialogues`)."""
+"""Conversations or preferences to post-train on, packed whole into windows with loss on the answers (see `dialogues`).
+
+Several sources are joined as `A@3+B@1`: of four windows three are A's. `text:SOURCE` is text of pre-training, which bears
+loss on every token, so that what was learnt before is replayed.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from phi3_jax import keys
-from phi3_jax.data import chat, dialogues, packing, tokenizers
-from phi3_jax.data.corpora import files, text
+from phi3_jax.data import chat, dialogues, packing, several, tokenizers
+from phi3_jax.data.corpora import text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.data.dialogues import Report, Row
 from phi3_jax.data.recipe import VERSION, Part, Recipe
 from phi3_jax.data.sources.documents import OPTIONS as TEXT
+from phi3_jax.data.sources.documents import TextStream
 from phi3_jax.data.sources.source import Request, Source
 from phi3_jax.data.windows import Windows
 from phi3_jax.errors import UserError, nearest
@@ -25,6 +31,7 @@ OPTIONS = {
     "template": keys.word("chat template; a study takes by default the one that the tokenizer's folder brings", ""),
     "window": keys.whole("sequence length, in tokens; default: the shortest that packs nearly all rows whole", None, 2),
     "held_out": TEXT["held_out"],
+    "eval": keys.local("rows that are evaluated and not trained on, in the place of the share that is held out"),
     "rows": keys.word("what the rows must be; default: what they are", "", "", "conversations", "preferences"),
     "last_answer": keys.Key("loss on the last answer of a conversation only", False, bool),
     "on_error": keys.word("stop at a row that is wrong, or skip and count such rows", "stop", "stop", "skip"),
@@ -33,41 +40,116 @@ OPTIONS = {
 
 
 def recipe(request: Request) -> Recipe:
-    """One source, `answers` or, of preferences, `chosen`; and an eval of rows that a hash of their content holds out."""
+    """A source of each that is named, and evals of rows that a hash of their content holds out, or of a file of their own.
+
+    One source of rows is called `answers` or, of preferences, `chosen`. Text of pre-training is a domain of its own.
+    """
     o = request.options
     if not request.rest:
         raise UserError("post-training needs data=; for example data=rows.jsonl")
-    account = files.account(request.rest)
-    tokenizer = tokenizers.load(o["tokenizer"])
-    template = o["template"]
+    named = several.split(request.rest)
+    rows, texts = [one for one in named if one.text is None], [one for one in named if one.text is not None]
+    if not rows:
+        raise UserError(
+            f"data={request.rest} names text alone; give rows to learn answers from, or train on it as usual"
+        )
+    tokenizer, template = tokenizers.load(o["tokenizer"]), o["template"]
     if template not in chat.ROLES:
         said = f"--template {template!r} is unknown" if template else "conversations need a chat template: --template"
         raise UserError(f"{said}{nearest(template, chat.ROLES)}")
-    rows = functools.partial(text.rows, account)
-    report, examples = dialogues.read(rows, tokenizer, template, last_answer=o["last_answer"], on_error=o["on_error"])
-    pairs = report.kind == "preference"
-    there = "preferences" if pairs else "conversations"
-    if o["rows"] not in ("", there):
+    if o["eval"] and several.split(o["eval"])[1:]:
+        raise UserError(f"eval={o['eval']} names several sources; give one file")
+    held = 0.0 if o["eval"] else o["held_out"]
+    read = [_Rows.read(one, tokenizer, o, held) for one in rows]
+    pairs = read[0].pairs
+    for other in read[1:]:
+        if other.pairs != pairs:
+            raise UserError(
+                f"{read[0].one.spec} holds {read[0].kind} and {other.one.spec} {other.kind}; train on one kind at a time"
+            )
+    if o["rows"] not in ("", read[0].kind):
         raise UserError(
-            f"{request.rest} holds {there}, not {o['rows']}; give other rows, or train on them by sft or dpo"
+            f"{rows[0].spec} holds {read[0].kind}, not {o['rows']}; give other rows, or train on them by sft or dpo"
         )
+    if pairs and texts:
+        raise UserError(f"{texts[0].spec} is text, which a loss of pairs does not read; leave it out")
     domains = ["chosen", "rejected"] if pairs else ["answers"]
-    made = _Split(examples, o["held_out"], report)
-    window = o["window"] or packing.proposed(
-        [sum(e.positions for e in row) for _, row in examples()], LONGEST, len(domains)
-    )
-    report.dropped.clear()  # that pass was to look at lengths
-    generator = dict(version=VERSION, data=f"chats:{files.local(request.rest).resolve().name}", window=window)
+    window = o["window"] or packing.proposed([n for some in read for n in some.lengths()], LONGEST, len(domains))
+    meter, only = "preference" if pairs else "text", len(named) == 1
+    names = dict(zip(named, [domains[0]] if only else several.slugs(named), strict=True))
+    sources = [Part(names[some.one], some.split.train(window, o["seed"]), weight=some.one.weight) for some in read]
+    evals = [Part(names[some.one], some.split.held(window), meter=meter, optional=True) for some in read if held]
+    inputs = sum((some.inputs for some in read), Inputs())
+    warnings = [some.report.lines for some in read]
+    if o["eval"]:
+        own = _Rows.read(several.split(o["eval"])[0], tokenizer, o, 0.0)
+        if own.pairs != pairs:
+            raise UserError(f"eval={o['eval']} holds {own.kind}, not {read[0].kind}; name rows of the same kind")
+        evals.append(Part("eval", packing.pack(own.rows(), window, own.report), meter=meter))
+        inputs += own.inputs
+        warnings.append(own.report.lines)
+    for one in texts:
+        found = request.texts(one.text or "", "text")
+        domains.append(names[one])
+        stream = TextStream(
+            names[one], ((d, None) for d in found.documents), tokenizer, window, len(domains), o["held_out"]
+        )
+        sources.append(stream.part(one.weight))
+        evals += [stream.held_part()] if o["held_out"] else []
+        inputs += found.inputs
+        warnings.append(functools.partial(_listed, found.warning))
+    data = "+".join(one.name if only else f"{one.name}@{one.weight:g}" for one in named)
+    generator = dict(version=VERSION, data=f"chats:{data}", window=window)
     generator |= dict(tokenizer=tokenizer.fingerprint, template=template, seed=o["seed"], held_out=o["held_out"])
     generator |= dict(last_answer=o["last_answer"])
-    held = Part(domains[0], made.held(window), meter="preference" if pairs else "text", optional=True)
+    generator |= dict(eval=several.split(o["eval"])[0].name) if o["eval"] else {}
     return Recipe(
         kind="chats", vocab=tokenizer.vocab_size, window=window, domains=domains,
         loss="preference" if pairs else "token_mean",
         tokenizer=tokenizer.describe(), generator=generator,
-        sources=[Part(domains[0], made.train(window, o["seed"]))], evals=[held] if o["held_out"] else [],
-        inputs=Inputs([account]), warnings=report.lines, files=tokenizer.files,
+        sources=sources, evals=evals, inputs=inputs,
+        warnings=lambda: [line for lines in warnings for line in lines()], files=tokenizer.files,
     )  # fmt: skip
+
+
+def _listed(ask: Callable[[], str | None]) -> list[str]:
+    return [said] if (said := ask()) else []
+
+
+@dataclass
+class _Rows:
+    """The rows of one source, all of them checked."""
+
+    one: several.One
+    report: Report
+    examples: dialogues.Examples
+    inputs: Inputs
+    split: _Split
+
+    @staticmethod
+    def read(one: several.One, tokenizer: tokenizers.Tokenizer, o: Mapping[str, Any], held_out: float) -> _Rows:
+        rows, inputs = several.rows_of(one)
+        report, examples = dialogues.read(
+            rows, tokenizer, o["template"], last_answer=o["last_answer"], on_error=o["on_error"]
+        )
+        return _Rows(one, report, examples, inputs, _Split(examples, held_out, report))
+
+    @property
+    def pairs(self) -> bool:
+        return self.report.kind == "preference"
+
+    @property
+    def kind(self) -> str:
+        return "preferences" if self.pairs else "conversations"
+
+    def rows(self) -> Iterator[Row]:
+        return (row for _, row in self.examples())
+
+    def lengths(self) -> list[int]:
+        """Positions of each row."""
+        found = [sum(e.positions for e in row) for row in self.rows()]
+        self.report.dropped.clear()  # that pass was to look at lengths
+        return found
 
 
 @dataclass
@@ -80,7 +162,13 @@ class _Split:
     kept: list[Row] = field(default_factory=list)
 
     def train(self, window: int, seed: int) -> Iterator[Windows]:
-        yield from packing.pack(self._training(), window, self.report, seed)
+        some = False
+        for windows in packing.pack(self._training(), window, self.report, seed):
+            yield windows
+            some = True
+        if not some:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.report.dropped.most_common())
+            raise UserError(f"all {self.report.rows} rows were left out ({reasons}), so nothing is left to learn from")
 
     def held(self, window: int) -> Iterator[Windows]:
         yield from packing.pack(self.kept, window, Report())
@@ -101,4 +189,10 @@ class _Split:
             yield last
 
 
-SOURCE = Source("chats:PATH", "rows of conversations or of preferences, see phi3_jax.data.dialogues", recipe, OPTIONS)
+SOURCE = Source(
+    "chats:ROWS",
+    "rows of conversations or of preferences (phi3_jax.data.dialogues): a file or folder, tfds:NAME or seqio:MODULE:TASK, "
+    "or several, A@3+B@1, text:SOURCE among them",
+    recipe,
+    OPTIONS,
+)

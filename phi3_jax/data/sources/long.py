@@ -119,7 +119,9 @@ class _Rows:
 
     def _short(self, pieces: list[np.ndarray], order: np.ndarray, rng: np.random.Generator) -> Iterator[Windows]:
         """Pieces in packed rows; none is cut, for what does not fit begins the next row."""
-        eos, rows, row, room = self.form.tokenizer.eos_id, [], [], self.window
+        eos, room = self.form.tokenizer.eos_id, self.window
+        rows: list[Windows] = []
+        row: list[tuple[np.ndarray, np.ndarray]] = []
         for i in order:
             piece = self._planted(pieces[i], rng)
             if piece[0].size + 1 > room:
