@@ -205,7 +205,7 @@ generate, evaluate and export take. Type the same command again, and a search th
         "method": Flag(
             word(
                 "longrope2: factors of s and more from a critical pair on, NTK-like before; longrope: all; closed forms",
-                "longrope2", "longrope2", "longrope", "yarn", "ntk", "pi",
+                "longrope2", "longrope2", "longrope", "yarn", "ntk", "pi", "none",
             )
         ),
         "factors": Flag(local("a list that is taken as it is: a factors.json, or a config.json with LongRoPE"), "FILE"),
@@ -221,7 +221,9 @@ generate, evaluate and export take. Type the same command again, and a search th
         ),
         "text_field": Flag(word("field of JSON lines that holds the text", "text")),
         "evaluations": Flag(whole("lists that the search tries", 1344, 1, 10**7)),
-        "seed": Flag(whole("of rows and search", 0, 0, 2**62)),
+        "train": Flag(whole("tokens that the model then trains on, in mixed windows; 0: the search alone", 0)),
+        "mix": Flag(share("share of the training rows that hold short documents", 0.5)),
+        "seed": Flag(whole("of rows, search and training", 0, 0, 2**31)),
         "out": Flag(local("the folder that is written"), "RUN", needed=True),
     },
     "--model runs/NAME --to 8x --data PATH --out runs/NAME-8x",
@@ -496,6 +498,20 @@ VERDICT = Command(
     "python -m phi3_jax.study.verdict",
 )
 
+SIZES = Command(
+    "sizes",
+    """Says what a longer window does to models of different size: the study of experiments/longcontext.py.
+
+Reads the factors.json of every extension that is there, applies the rule that was written before they ran, and names what
+is not run, with the command that makes the next.""",
+    "phi3_jax.extension.sizes:command",
+    {
+        "folder": Flag(local("of the extensions, such as runs/longcontext"), "FOLDER", needed=True, bare=True),
+        "bases": Flag(local("the study of the bases", "runs/longcontext-sizes"), "STUDY"),
+    },
+    "runs/longcontext",
+)
+
 # What a command starts: the process of one host (cluster.train), and the process that trains some runs (study.workers).
 LAUNCH = dataclasses.replace(RUN, name="launch", body="phi3_jax.study.launch:main", also="", hidden=True)
 WORKER = Command(
@@ -522,7 +538,7 @@ TABLE = {
     command.name: command
     for command in (
         RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER,
-        REPORT, PROBE, VERDICT, LAUNCH, WORKER,
+        REPORT, PROBE, VERDICT, SIZES, LAUNCH, WORKER,
     )
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ from phi3_jax.commands import Command, Flag
 from phi3_jax.data import manifest as manifests
 from phi3_jax.data import sources, tokenizers
 from phi3_jax.data.recipe import Part, Recipe
-from phi3_jax.data.windows import encode, record_dtype
+from phi3_jax.data.windows import encode, record_dtype, record_version
 from phi3_jax.errors import UserError
 from phi3_jax.records import ownership
 from phi3_jax.records.files import as_json, read_state, sweep, temporary, write_json
@@ -85,6 +85,8 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
         size = shard_bytes // record.itemsize
         manifest = {"format": manifests.FORMAT, "name": out.name, "kind": recipe.kind, "vocab": recipe.vocab}
         manifest |= {"window": recipe.window, "dtype": record["tokens"].base.name}
+        if (version := record_version(recipe.window)) > 1:
+            manifest["records"] = version
         manifest |= {"domains": recipe.domains, "loss": recipe.loss, "tokenizer": recipe.tokenizer}
         manifest |= {"generator": recipe.generator}
         manifest["sources"] = [_write_part(partial, p, p.name, recipe, max(1, size)) for p in recipe.sources]

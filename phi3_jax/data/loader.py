@@ -247,6 +247,11 @@ class Dataset:
         """Names of domains 1, 2, .."""
         return self.manifest["domains"]
 
+    @property
+    def record(self) -> np.dtype:
+        """Layout of its records; sets that were written before there were versions have the first."""
+        return record_dtype(self.window, self.vocab, self.manifest.get("records", 1))
+
     def extra(self, name: str) -> dict[str, np.ndarray]:
         """The per-item arrays that belong to an eval (empty where it has none)."""
         file = manifests.find(name, self.manifest)["extra"]
@@ -258,7 +263,7 @@ class Dataset:
     def _source(self, entry: dict[str, Any], resident: bool) -> RecordSource:
         key = entry["shards"][0]["file"]
         if key not in self._cache:
-            dtype = record_dtype(self.window, self.vocab)
+            dtype = self.record
             self._cache[key] = RecordSource(self.folder, entry, dtype, self.vocab, resident)
         return self._cache[key]
 
@@ -291,7 +296,7 @@ class _BatchSource:
 
     def __init__(self, ds: Dataset, batch_windows: int, seed: int, rows: slice | np.ndarray) -> None:
         self._ds, self._batch, self._seed = ds, batch_windows, seed
-        self._dtype = record_dtype(ds.window, ds.vocab)
+        self._dtype = ds.record
         self._rows = rows
         whole = len(np.arange(batch_windows)[rows]) == batch_windows
         entries = ds.manifest["sources"]
@@ -404,7 +409,7 @@ def source_batches(
 def _in_order(
     ds: Dataset, entry: dict[str, Any], batch_windows: int, rows: np.ndarray | None, begin: int = 0
 ) -> Iterator[tuple[Batch, int]]:
-    size = entry["windows"] * record_dtype(ds.window, ds.vocab).itemsize
+    size = entry["windows"] * ds.record.itemsize
     rows = np.arange(batch_windows) if rows is None else rows
     source = ds._source(entry, len(rows) == batch_windows and size <= RESIDENT_BYTES)
     for start in range(begin, len(source), batch_windows):

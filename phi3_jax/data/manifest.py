@@ -1,6 +1,7 @@
 """The manifest of a data set folder: what is in it, checked before anything is read.
 
-    {format, name, kind, vocab, window, dtype, domains: [name, ..], loss, tokenizer, generator, fingerprint,
+    {format, name, kind, vocab, window, dtype, records: version of their layout (absent for 1),
+     domains: [name, ..], loss, tokenizer, generator, fingerprint,
      sources: [{name, weight, fresh, windows, tokens, targets, max_targets_per_window, bytes, content,
                 shards: [{file, records, size, sha256}]}],
      evals: [the same, plus meter (a name in phi3_jax.data.meters.METERS) and extra (.npz of per-item arrays,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from phi3_jax.data.dialogues import EQUAL, LONG, Report, Row
-from phi3_jax.data.windows import MAX_SEGMENTS, Windows
+from phi3_jax.data.windows import Windows, most_segments
 
 BUFFER = 8192  # rows
 ENOUGH = 0.97  # share of positions in use that a proposed window must reach
@@ -92,7 +92,7 @@ def pack(rows: Iterable[Row], window: int, report: Report, seed: int = 0, size: 
 
 def _windows(rows: Sequence[Row], window: int) -> Windows:
     width = len(rows[0])
-    bins = best_fit([sum(e.positions for e in row) for row in rows], window, MAX_SEGMENTS // width)
+    bins = best_fit([sum(e.positions for e in row) for row in rows], window, most_segments(window) // width)
     tokens, targets, segments, domains = np.zeros((4, len(bins), window), np.int32)
     for number, members in enumerate(bins):
         column = 0
@@ -108,7 +108,7 @@ def _windows(rows: Sequence[Row], window: int) -> Windows:
 def used(sizes: Sequence[int], window: int, width: int = 1) -> float:
     """Share of positions that hold tokens once rows of these sizes are packed; longer ones fill a window."""
     sizes = np.minimum(sizes, window).tolist()
-    return sum(sizes) / (window * len(best_fit(sizes, window, MAX_SEGMENTS // width)))
+    return sum(sizes) / (window * len(best_fit(sizes, window, most_segments(window) // width)))
 
 
 def proposed(sizes: Sequence[int], most: int, width: int = 1) -> int:

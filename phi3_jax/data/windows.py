@@ -15,7 +15,8 @@ import numpy as np
 
 from phi3_jax.errors import UserError
 
-MAX_SEGMENTS = 255  # segments and domains are stored in one byte
+MAX_SEGMENTS = 255  # segments, in version 1 of the records, and domains are stored in one byte
+WIDE = 16_384  # tokens of a window from which on records are of version 2, whose segments have two bytes
 FIELDS = ("tokens", "targets", "segments", "domains")
 
 
@@ -60,15 +61,30 @@ def positions(segments: np.ndarray) -> np.ndarray:
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1).astype(np.int32)
 
 
-def record_dtype(window: int, vocab: int) -> np.dtype:
-    """Layout of one record: ids as uint16 (uint32 above 65,535), segments and domains as uint8, a crc32."""
+def record_version(window: int) -> int:
+    """Version of the records that windows of a length are written in; a manifest that names none has version 1."""
+    return 1 if window < WIDE else 2
+
+
+def most_segments(window: int) -> int:
+    """Documents that a window may hold."""
+    return MAX_SEGMENTS if record_version(window) == 1 else 65_535
+
+
+def record_dtype(window: int, vocab: int, version: int | None = None) -> np.dtype:
+    """Layout of one record: ids as uint16 (uint32 above 65,535), segments and domains as uint8, a crc32.
+
+    Args:
+      version: 2 for segments as uint16; default: that of new windows of this length.
+    """
     ids = "<u2" if vocab <= 65_535 else "<u4"
+    version = record_version(window) if version is None else version
     shape = (window,)
     return np.dtype(
         [
             ("tokens", ids, shape),
             ("targets", ids, shape),
-            ("segments", "u1", shape),
+            ("segments", "u1" if version == 1 else "<u2", shape),
             ("domains", "u1", shape),
             ("crc32", "<u4"),
         ]
@@ -92,13 +108,13 @@ def encode(windows: Windows, vocab: int) -> list[bytes]:
     """One record per window, ready for ArrayRecord.
 
     Raises:
-      UserError: an id outside the vocabulary, or a segment or domain number above 255.
+      UserError: an id outside the vocabulary, or a segment or domain number above what a record holds.
     """
     check_ids(windows, vocab)
-    for name in ("segments", "domains"):
+    for name, most in (("segments", most_segments(windows.window)), ("domains", MAX_SEGMENTS)):
         values = getattr(windows, name)
-        if values.size and (values.min() < 0 or values.max() > MAX_SEGMENTS):
-            raise UserError(f"{name} reach {values.min()}..{values.max()}, a record holds 0..{MAX_SEGMENTS}; use fewer")
+        if values.size and (values.min() < 0 or values.max() > most):
+            raise UserError(f"{name} reach {values.min()}..{values.max()}, a record holds 0..{most}; use fewer")
     dtype = record_dtype(windows.window, vocab)
     records = np.zeros(len(windows), dtype)
     for name in FIELDS:
@@ -124,12 +140,13 @@ def pack_documents(
     loss in `domain`; `bos` defaults to `eos` (the separator also starts the next document). So every token
     and every eos is a target exactly once, whatever the cuts: targets = tokens + documents. A document that
     does not fit goes on in the next window, as segment 1 with positions from 0 and without the earlier
-    context. No target crosses into another document. Empty documents are skipped. A window takes at most 255
-    segments; it and the last one are zero-padded.
+    context. No target crosses into another document. Empty documents are skipped. A window takes at most
+    `most_segments`; it and the last one are zero-padded.
     """
     bos = eos if bos is None else bos
     buffers = np.zeros((4, chunk, window), np.int32)
     row = column = segment = 0
+    most = most_segments(window)
     for document in documents:
         ids = np.asarray(document, np.int32)
         if not ids.size:
@@ -137,7 +154,7 @@ def pack_documents(
         pairs = np.empty((2, ids.size + 1), np.int32)
         pairs[0, 0], pairs[0, 1:], pairs[1, :-1], pairs[1, -1] = bos, ids, ids, eos
         while pairs.shape[1]:
-            if column == window or segment == MAX_SEGMENTS:
+            if column == window or segment == most:
                 row, column, segment = row + 1, 0, 0
             if row == chunk:
                 yield Windows(*buffers)

@@ -118,7 +118,7 @@ class Suite:
         """Ids of the documents that nobody trains on, of all where those are few; the longest first."""
         found: dict[str, list[np.ndarray]] = {side: [] for side in long_rows.SIDES}
         total = dict.fromkeys(found, 0)
-        for document in sources.texts(self.asked.text).documents:
+        for document in sources.texts(self.asked.text, whole=True).documents:
             side = long_rows.side_of(document)
             if total[side] < HAYSTACK and side != "search":
                 ids = np.asarray(self.tokenizer.encode(document), np.int32)

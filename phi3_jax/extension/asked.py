@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.configs import ModelConfig
+from phi3_jax.data.long_rows import HELD_OUT
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.extension import lists
@@ -57,6 +58,22 @@ class Asked:
     @property
     def method(self) -> str:
         return "given" if self.given is not None else str(self.flags["method"])
+
+    @property
+    def knows_needles(self) -> bool:
+        """Whether the model was trained to find needles, so that its training goes on with them."""
+        return self.trained_on.startswith("needles:")
+
+    @property
+    def held_out(self) -> float:
+        """Share of documents that no training sees: those of the search's rows and of the evaluation's."""
+        return HELD_OUT
+
+    @property
+    def trained_on(self) -> str:
+        """The data of the run, as --data names them; "" where nothing says it."""
+        record = files.read_state(self.weights.run / "config.json") if self.weights.run else {}
+        return str(((record.get("config") or {}).get("data") or {}).get("source") or "")
 
     @property
     def searches(self) -> bool:
@@ -136,7 +153,7 @@ def _require_memory(found: Asked) -> None:
     kind, count, there = memory.device_bytes()
     need = memory.needed_on_one_device(found.model, 1, found.target, remat="full", value_bytes=4, on_cpu=kind == "CPU")
     needed = need.total
-    if not found.flags.get("train", 0):
+    if not found.flags["train"]:
         sizes = need.categories()
         needed -= sizes["optimizer"] + sizes["gradients"]
     if needed > there:
@@ -152,7 +169,7 @@ def identity(found: Asked, rows: Mapping[str, str], content: str) -> dict[str, A
     tree = {
         "weights": content, "original": found.task.original, "target": found.target, "method": found.method,
         "fitness": flags["fitness"], "evaluations": flags["evaluations"], "seed": flags["seed"], "rows": dict(rows),
-        "given": None if found.given is None else found.given.tolist(),
+        "given": None if found.given is None else found.given.tolist(), "train": flags["train"], "mix": flags["mix"],
     }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(tree))
     return plain

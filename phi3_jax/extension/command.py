@@ -22,7 +22,7 @@ from phi3_jax.data import long_rows as made_of
 from phi3_jax.data import needles, sources
 from phi3_jax.data.long_rows import Rows
 from phi3_jax.errors import UserError
-from phi3_jax.extension import lists, search
+from phi3_jax.extension import lists, search, training
 from phi3_jax.extension.asked import Asked, asked, identity
 from phi3_jax.inference.forward import Judge
 from phi3_jax.interop import huggingface, loading
@@ -52,11 +52,12 @@ def command(flags: Mapping[str, Any]) -> int:
         judge = _judge(found)
         result = extend(found, judge, fitness, evaluation, out)
         files.write_json(out / FACTORS, result, durable=True)
-        print(*table(result), sep="\n")
+        print(*table(result), sep="\n", flush=True)
         cfg = extended(found, result)
-        write_run(found.weights, cfg, out)
+        write_run(found.weights, cfg, out / SEARCH / "model" if flags["train"] else out)
+        status = train(found, out, cfg, judge, evaluation, result) if flags["train"] else 0
     print(f"{cfg.name}: {out}, {out / FACTORS}")
-    return 0
+    return status
 
 
 # ------------------------------------------------------------------------------------------------ what is there
@@ -83,7 +84,7 @@ def _claim(out: Path, known: Mapping[str, Any]) -> None:
 
 def _rows(found: Asked) -> tuple[dict[str, Rows], dict[str, Rows], list[str]]:
     """Rows of the fitness and of the evaluation, by what they hold, and lines about them."""
-    flags, texts = found.flags, sources.texts(found.data, found.flags["text_field"])
+    flags, texts = found.flags, sources.texts(found.data, found.flags["text_field"], True)
     pieces = made_of.pieces(texts.documents, found.tokenizer, found.target + 1)
     form, seed, fitness = needles.Form(found.tokenizer), flags["seed"], flags["fitness"]
     judged, unseen = {}, {}
@@ -124,7 +125,7 @@ def _said(found: Asked, notes: Sequence[str]) -> list[str]:
         f"method {found.method}" + (
             f", fitness {flags['fitness']}, {flags['evaluations']:,} evaluations, critical pair at most "
             f"{lists.critical(task)} of {task.half}" if found.searches else ""
-        ) + f", seed {flags['seed']}, train {flags.get('train', 0):,} tokens, mix {flags.get('mix', .5):g}",
+        ) + f", seed {flags['seed']}, train {flags['train']:,} tokens, mix {flags['mix']:g}",
         *notes,
     ]  # fmt: skip
     if cfg.sliding_window is not None:
@@ -259,6 +260,42 @@ def table(result: Mapping[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ the run
+
+
+def train(
+    found: Asked, out: Path, cfg: ModelConfig, judge: Judge, evaluation: Mapping[str, Rows], result: dict[str, Any]
+) -> int:
+    """Trains the searched model in `out`, a study of one run, and adds to factors.json what it makes of the unseen rows."""
+    from phi3_jax.study.launch import launch
+
+    before = short_loss(judge, evaluation["text"], found.task.original, None, 1.0)
+    asked_for = training.study(found, cfg, out / SEARCH / "model", out)
+    status = launch(asked_for, training.line(getattr(found.flags, "words", ())))
+    if status:
+        return status
+    trained = loading.open_weights(str(out))
+    after = _judge(dataclasses.replace(found, weights=trained))
+    factors, scale = result["long_factor"], result["attention_factor"]
+    new = unseen(after, evaluation, factors, scale, found.task.original)
+    short = short_loss(after, evaluation["text"], found.task.original, result["short_factor"], scale)
+    result["made_by"]["trained"] = {
+        "tokens": found.flags["train"], "mix": found.flags["mix"], "unseen": new, "short_before": before, "short": short,
+    }  # fmt: skip
+    files.write_json(out / FACTORS, result, durable=True)
+    text = "  ".join(f"{name} {value:.3f}" for name, value in new["text"].items())
+    digits = "  ".join(f"{name} {value:.2f}" for name, value in new["digits"].items())
+    print(f"after {found.flags['train']:,} tokens: text beyond L0 {new['beyond']:.3f}; {text}; digits {digits}")
+    print(f"short inputs: {before:.3f} before, with the short list {short:.3f} now")
+    return 0
+
+
+def short_loss(judge: Judge, text: Rows, original: int, factors: Sequence[float] | None, scale: float) -> float:
+    """Mean loss of rows of the original length, under the short list; None: as the model was."""
+    length = text.tokens.shape[1]
+    ids = np.concatenate([text.tokens, text.targets[:, -1:]], axis=1)
+    pieces = ids[:, : (length + 1) // (original + 1) * (original + 1)].reshape(-1, original + 1)
+    plain = np.ones(judge.cfg.head_dim // 2)
+    return float(judge(made_of.of_ids(pieces, 0), plain if factors is None else factors, scale)[0].mean())
 
 
 def extended(found: Asked, result: Mapping[str, Any]) -> ModelConfig:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from phi3_jax.configs import OptimConfig, PreferenceConfig
-from phi3_jax.data.windows import MAX_SEGMENTS
+from phi3_jax.data.windows import most_segments
 from phi3_jax.training.losses import token_nll
 from phi3_jax.training.objectives import Head, Loss, Objective, Terms
 
@@ -111,7 +111,7 @@ LOSSES: dict[str, tuple[Callable[[Pairs, PreferenceConfig], jax.Array], bool]] =
 
 def pair_sums(values: jax.Array, segments: jax.Array) -> jax.Array:
     """Sums of (rows, positions) over each response: (rows, pairs, 2), chosen first. Pairs that are not there are 0."""
-    count = min(MAX_SEGMENTS, values.shape[1]) // 2
+    count = min(most_segments(values.shape[1]), values.shape[1]) // 2
     member = segments[..., None] == jnp.arange(1, 2 * count + 1)
     return jnp.sum(jnp.where(member, values[..., None], 0.0), axis=1).reshape(values.shape[0], count, 2)
 

@@ -165,3 +165,26 @@ def test_a_list_of_ones_own_and_block_sparse_layers(data: Path, tmp_path: Path, 
     assert "matters most in the 2 dense layers of 4: the others see 8 tokens back" in capsys.readouterr().out
     rope = phi3_jax.load(tmp_path / "out").config.longrope
     assert rope.long[3] == 1.75 and not rope.mscale_when_short
+
+
+def test_training_goes_on_in_mixed_windows_and_what_comes_out_is_the_model(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "trained"
+    words = ("--method", "yarn", "--train", 1024, "--mix", 0.5)
+    assert extend(run, data, out, *words) == 0
+    assert "short inputs: " in capsys.readouterr().out
+    model, searched = phi3_jax.load(out), phi3_jax.load(out / "search/model")
+    assert model.config.context == 128 and model.config.longrope == searched.config.longrope
+    changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), model.params, searched.params)
+    assert max(jax.tree.leaves(changed)) > 1e-5
+    (config,) = out.glob("*/config.json")
+    tree = json.loads(config.read_text())["config"]
+    assert tree["data"]["source"].startswith("long:") and tree["steps"] * tree["batch_windows"] * 128 == 1024
+    found = json.loads((out / "factors.json").read_text())["made_by"]["trained"]
+    assert found["tokens"] == 1024 and found["short"] > 0
+    metrics = json.loads((config.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["loss/short"] > 0 and metrics["loss/long"] > 0
+    assert extend(run, data, out, *words) == 0  # finished: nothing is trained again
+    assert main(["extend", "--model", str(run), "--to", "4x", "--out", str(tmp_path / "x"), "--mix", "1.5"]) == 2
+    assert "--mix 1.5 must be a number, 0 to 1" in capsys.readouterr().err

@@ -96,12 +96,14 @@ class ReadReport:
         return f"{self.malformed} of {self.lines} lines are {what}, first at {', '.join(self.positions)}"
 
 
-def documents(source: str | Path, *, text_field: str = "text", report: ReadReport | None = None) -> Iterator[Document]:
+def documents(
+    source: str | Path, *, text_field: str = "text", report: ReadReport | None = None, whole: bool = False
+) -> Iterator[Document]:
     """Documents of a file or folder (recursive; files.py says which files).
 
     A JSON line is a document, with its text under `text_field`; so is each object of a .json file (one array, or objects
     one after another) and each row of a .parquet file. A .txt file is cut into documents at blank lines, each of at
-    least 4,096 characters. Texts of white space only are left out.
+    least 4,096 characters, or is one document where `whole`. Texts of white space only are left out.
 
     Raises:
       UserError: at once for what `files.account` refuses; while reading for a damaged file, a field that is not there
@@ -109,7 +111,7 @@ def documents(source: str | Path, *, text_field: str = "text", report: ReadRepor
     """
     report = ReadReport() if report is None else report
     report.account = files.account(source)
-    return _counted(_read(report.account, text_field, report), report, str(source))
+    return _counted(_read(report.account, text_field, report, whole), report, str(source))
 
 
 def pydocs(report: ReadReport | None = None) -> Iterator[Document]:
@@ -152,14 +154,14 @@ def rows(account: files.Account) -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _read(account: files.Account, text_field: str, report: ReadReport) -> Iterator[Document]:
+def _read(account: files.Account, text_field: str, report: ReadReport, whole: bool = False) -> Iterator[Document]:
     others = any(file.kind != ".json" for file in account.files)
     for file in account.files:
         report.files += 1
         lines, pieces = report.lines, 0
         with files.opened(file) as stream:
             if file.kind == ".txt":
-                found = _plain(file.path, stream)
+                found = _plain(file.path, stream, whole)
             else:
                 rows = _ROWS[file.kind](file.path, stream, text_field)
                 found = _texts(rows, file, text_field, report, account if others and file.kind == ".json" else None)
@@ -175,7 +177,7 @@ def _document(text: str, source: str) -> Document:
     return Document(text, source, len(text.encode()))
 
 
-def _plain(file: Path, stream: BinaryIO) -> Iterator[Document]:
+def _plain(file: Path, stream: BinaryIO, whole: bool = False) -> Iterator[Document]:
     lines: list[str] = []
     first, size = 1, 0
     for number, raw in enumerate(stream, 1):
@@ -185,7 +187,7 @@ def _plain(file: Path, stream: BinaryIO) -> Iterator[Document]:
             raise UserError(f"{file}:{number} is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
         lines.append(line)
         size += len(line)
-        if size >= LARGEST_PIECE or (size >= PIECE and not line.strip()):
+        if not whole and (size >= LARGEST_PIECE or (size >= PIECE and not line.strip())):
             yield _document("".join(lines), f"{file}:{first}")
             lines, first, size = [], number + 1, 0
     if size:

@@ -24,6 +24,7 @@ SOURCES: dict[str, Source] = {
         "chats",
         "prose",
         "needles",
+        "long",
     )
 }
 
@@ -81,7 +82,7 @@ def recipe(spec: str, **given: Any) -> Recipe:
     return source.recipe(Request(spec, values, texts))
 
 
-def texts(spec: str, text_field: str = "text") -> Texts:
+def texts(spec: str, text_field: str = "text", whole: bool = False) -> Texts:
     """The documents of a source.
 
     Raises:
@@ -91,4 +92,4 @@ def texts(spec: str, text_field: str = "text") -> Texts:
     if source.texts is None:
         lenders = ", ".join(other.name for other in SOURCES.values() if other.texts)
         raise UserError(f"{spec} is no text for a part of other data; name one of {lenders}")
-    return source.texts(spec, text_field)
+    return source.texts(spec, text_field, whole) if whole else source.texts(spec, text_field)

@@ -12,7 +12,7 @@ from phi3_jax.data.sources.source import Source, Texts
 NAME = "pydocs"
 
 
-def texts(spec: str, text_field: str = "text") -> Texts:
+def texts(spec: str, text_field: str = "text", whole: bool = False) -> Texts:
     """Documentation and docstrings; the version of Python says which."""
     found = text.pydocs()
     return Texts((d.text for d in found), Inputs(versions=[NAME, platform.python_version()]), NAME)

@@ -29,9 +29,12 @@ class Texts:
 
 
 class Lookup(Protocol):
-    """The texts of a source by its name; raises UserError at once for what cannot be read."""
+    """The texts of a source by its name; raises UserError at once for what cannot be read.
 
-    def __call__(self, spec: str, text_field: str = "text") -> Texts: ...
+    `whole`: a file of plain text is one document, for windows longer than the pieces that it is cut into otherwise.
+    """
+
+    def __call__(self, spec: str, text_field: str = "text", whole: bool = False) -> Texts: ...
 
 
 @dataclass(frozen=True)
