@@ -209,5 +209,7 @@ def test_few_errors_of_types_are_ignored() -> None:
 
 def test_every_test_file_has_a_name_of_its_own() -> None:
     """pytest imports them by it: two of one name cannot be collected together."""
-    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py"))
+    names = Counter(
+        path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py")
+    )
     assert [name for name, count in names.items() if count > 1] == []

@@ -14,7 +14,7 @@ from phi3_jax.data.sources.source import Request, Source, Texts
 TEMPLATE = "mini"
 
 
-def texts(spec: str, text_field: str = "text") -> Texts:
+def texts(spec: str, text_field: str = "text", whole: bool = False) -> Texts:
     """Documents of prose:N[:SEED]."""
     return Texts(World.of(spec.partition(":")[2]).prose(), Inputs(versions=[spec]), spec)
 
