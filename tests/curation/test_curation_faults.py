@@ -35,6 +35,11 @@ def result(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
+def count(out: Path) -> int:
+    """Files there are, half written ones among them."""
+    return sum(len(names) for _, _, names in os.walk(out))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "sample"
@@ -42,17 +47,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def kill_again_and_again(out: Path, kills: int, workers: int, seed: int) -> int:
-    """Starts the command, kills all of it after a while, until it has been killed so often; how often it was under way."""
+def kill_again_and_again(out: Path, whole: int, kills: int, workers: int, seed: int) -> int:
+    """Starts the command and kills all of it once it has written so many of `whole` files; how often it was under way."""
     draw, under_way = random.Random(seed), 0
-    for _ in range(kills):
+    for target in sorted(draw.randrange(whole) for _ in range(kills)):
+        before = count(out)
         process = subprocess.Popen(
             [sys.executable, "-m", "phi3_jax", "curate", *words(out, workers)],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + draw.uniform(0.2, 6.0)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        while process.poll() is None and count(out) <= max(target, before):
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.05))
         under_way += process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -64,14 +70,14 @@ def kill_again_and_again(out: Path, kills: int, workers: int, seed: int) -> int:
 
 
 def test_killed_and_typed_again_the_bytes_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
-    assert kill_again_and_again(tmp_path / "sample", 3, 1, 0) >= 1
+    assert kill_again_and_again(tmp_path / "sample", count(undisturbed), 3, 1, 0) >= 1
     assert call(verbs.CURATE, words(tmp_path / "sample")) == 0
     assert result(tmp_path / "sample") == result(undisturbed)
 
 
 @pytest.mark.slow
 def test_twenty_kills_with_two_workers(undisturbed: Path, tmp_path: Path) -> None:
-    assert kill_again_and_again(tmp_path / "sample", 20, 2, 1) >= 10
+    assert kill_again_and_again(tmp_path / "sample", count(undisturbed), 20, 2, 1) >= 10
     assert call(verbs.CURATE, words(tmp_path / "sample", 2)) == 0
     assert result(tmp_path / "sample") == result(undisturbed)
 
