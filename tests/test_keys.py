@@ -163,7 +163,7 @@ def test_choices_are_those_of_the_rooms_that_know_them() -> None:
         experiment.TABLE["data.frequency"].choices == FREQUENCIES
         and experiment.TABLE["data.value_bits"].high == MAX_VALUE_BITS
     )
-    assert {*experiment.SOURCES, "facts", "seeds"} == experiment.ARM.keys()
+    assert {*experiment.SOURCES, "facts", "seeds", "data"} == experiment.ARM.keys()
     assert experiment.ARM.keys() < {field.name for field in dataclasses.fields(experiment.Arm)}
 
 
