@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import random
 import re
 from collections import Counter, defaultdict
@@ -295,4 +294,4 @@ def without(text: str, spans: Iterable[tuple[int, int]]) -> tuple[str, int]:
 
 def summary_of(path: Path) -> dict[str, Any]:
     """What a step noted; {} where it noted nothing."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return files.read_state(path)

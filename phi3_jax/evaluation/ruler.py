@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from phi3_jax.data.chat import chat_ids, common
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
+from phi3_jax.records import files
 
 THRESHOLD = 85.6  # percent: RULER's effective length is the longest at which the mean of its tasks reaches it
 FULL = 4096  # tokens from which RULER's own settings hold
@@ -363,8 +363,8 @@ def questions(path: Path) -> list[dict[str, Any]]:
       UserError: not there, or a row without them.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        rows = [files.parse_json(line, path) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"qa needs {path}, lines of JSON with question, context and answers ({error})") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not all(row.get(name) for name in ("question", "context", "answers")):

@@ -114,7 +114,7 @@ ELSEWHERE = {
     "phi3_jax/study/workers.py": "a process's log, which grows", "phi3_jax/training/reference.py": "into memory",
     "benchmarks/checkpoint.py": "a folder of its own", "benchmarks/convert.py": "a folder of its own",
     "benchmarks/decode_cpu.py": "a folder of its own", "benchmarks/loader.py": "a folder of its own",
-    "benchmarks/mutants.py": "plants mutants, and takes them back",
+    "benchmarks/curate.py": "a folder of its own", "benchmarks/mutants.py": "plants mutants, and takes them back",
 }  # fmt: skip
 
 
