@@ -229,13 +229,6 @@ def test_overrides_keep_their_types() -> None:
     assert config.train.tensorboard is True and config.data.facts == 9000
 
 
-def test_fewer_than_80_keys() -> None:
-    def leaves(node: object) -> int:
-        return sum(leaves(v) for v in node.values()) if hasattr(node, "values") else 1
-
-    assert leaves(load_config(str(ROOT / EXPERIMENT)).to_dict()) < 80
-
-
 def test_a_study_of_arms_ends_in_the_verdict_of_its_rule(tmp_path: Path) -> None:
     words = "quick,tokens=30k,seeds=2"
     done = run("--config", f"experiments/data_optimal.py:{words}", "--workdir", str(tmp_path / "s"))
