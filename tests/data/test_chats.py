@@ -146,14 +146,17 @@ def sorted_rows(folder: Path) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("member", ["mini", "moe", "medium"])
 @pytest.mark.parametrize("release", ["june2024", "april2024"])
 def test_trl_s_ids_and_masks_come_out_of_the_command(tmp_path: Path, member: str, release: str) -> None:
-    """The 72 conversations of the goldens, exported as a user does: 12 of each template and release."""
+    """The 72 conversations of the goldens, exported as a user does."""
     tree = json.loads((SHARED / "tokenizers/phi-3-mini/tokenizer.json").read_text())
     for token in tree["added_tokens"]:
         token["rstrip"] = token["rstrip"] and not (release == "april2024" and 32001 <= token["id"] <= 32010)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     cases = json.loads((SHARED / "goldens/posttraining/chat_masks.json").read_text())["cases"]
     mine = [case for case in cases if (case["member"], case["tokenizer"]) == (member, release)]
-    assert len(mine) == 12
+    assert len(mine) == (10 if member == "medium" else 13)
+    mine = [
+        case for case in mine if case["messages"][-1] != {"role": "assistant", "content": ""}
+    ]  # left out, and counted
     file = write(tmp_path / "rows.jsonl", [{"messages": case["messages"]} for case in mine])
     export.export(
         tmp_path / "out",
