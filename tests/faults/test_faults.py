@@ -87,7 +87,7 @@ def test_killed_at_random_moments_saves_included(pico, table) -> None:
     table(f"kill -9 at random moments, pico ({in_saves} in a save, on a slow disk)", 4, 4, lost, "bit for bit")
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_killed_at_twenty_random_moments_of_a_nano_run(tmp_path: Path, table) -> None:
     runs = [plan(tmp_path / name, NANO, checkpoint_every=10, eval_points=1) for name in ("unbroken", "killed")]
     unbroken, broken = runs
@@ -287,7 +287,7 @@ def test_adapters_on_preferences_killed_in_the_reference_and_in_steps(tmp_path: 
     table("kill -9 of DPO with adapters, two in the reference's pass", 4, 4, lost, "bit for bit")
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize(
     ("words", "in_pass"),
     [("sft,epochs=40,lr=1e-3", 0), ("dpo,epochs=40,lr=1e-3", 8), ("sft,lora=4,epochs=40,lr=1e-2", 0)],

@@ -151,6 +151,6 @@ def test_killed_at_a_few_random_moments(tmp_path: Path) -> None:
     killed(tmp_path, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     killed(tmp_path, 20)
