@@ -24,6 +24,7 @@ from phi3_jax.training.progress import Bar, Bars
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
 LONG_CONTEXT = "longcontext"
+PICTURES = "phi3_vision_report"
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -70,6 +71,8 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
     if flags["suite"] == LONG_CONTEXT:
         return _long_context(flags)
+    if flags["suite"] == PICTURES:
+        return _pictures(flags)
     judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
@@ -121,12 +124,37 @@ def _long_context(flags: Mapping[str, Any]) -> list[Row]:
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
     asked = long_context.asked(flags)
     suite = long_context.Suite(loading.load(source.path, adapter=flags["adapter"]), asked)
+    return _kept(source, out, flags, name, flags["chat"], suite.results)
+
+
+def _pictures(flags: Mapping[str, Any]) -> list[Row]:
+    """The suite of questions about pictures, which needs no lm-eval either."""
+    from phi3_jax.evaluation import vision_report
+
+    source = locate(flags["model"], flags["adapter"])
+    out = Path(flags["out"] or source.out)
+    if source.unfinished and out.resolve() == source.out.resolve():
+        raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
+    vision_report.named(flags)  # what is wrong with them is said before the model is loaded
+    model = loading.load(source.path, adapter=flags["adapter"])
+    return _kept(source, out, flags, PICTURES, True, lambda progress: vision_report.results(model, flags, progress))
+
+
+def _kept(
+    source: Source,
+    out: Path,
+    flags: Mapping[str, Any],
+    name: str,
+    chat: bool,
+    results: Callable[[Progress], Iterable[tuple[str, list[Row], list[Row]]]],
+) -> list[Row]:
+    """Writes the rows and items of a suite of our own, task by task, and prints the table; the rows."""
     _writable(out)
-    base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"], "suite": name}
+    base = {**source.axes, "model": source.name, "chat": chat, "limit": flags["limit"], "suite": name}
     base["scorer"] = scorer.VERSION
     rows: list[Row] = []
     with _progress() as progress:
-        for task, new, items in suite.results(progress):
+        for task, new, items in results(progress):
             rows += (new := [base | row for row in new])
             write_rows(out / "evals.jsonl", new)
             if items:
@@ -144,7 +172,9 @@ def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
             raise UserError(f"--tasks {tasks}: {LM_EVAL} tasks are named in --suite {LM_EVAL}:TASK,TASK")
         return _split(suite.partition(":")[2], f"--suite {suite}"), False
     if suite not in suites.SUITES:
-        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, LONG_CONTEXT, f'{LM_EVAL}:TASK'])}")
+        raise UserError(
+            f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, LONG_CONTEXT, PICTURES, f'{LM_EVAL}:TASK'])}"
+        )
     if tasks is None:
         return None, flags["data_dir"] is not None and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
     names, valid = _split(tasks, f"--tasks {tasks}"), [*suites.load(suite).BENCHMARKS, MT_BENCH]
