@@ -168,6 +168,15 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             )
         ),
         "limit": Flag(whole("the first N items per task only; the scores are then of a subset", None, 1)),
+        "samples": Flag(word("""these items only, by task: '{"boolq": [0, 3]}'""", None), "JSON"),
+        "gen_kwargs": Flag(
+            word("how replies are drawn, in place of what tasks say: temperature=0.8,top_p=0.95", None), "A=B,..."
+        ),
+        "system": Flag(word("the system's turn before every prompt; needs --chat", None), "TEXT"),
+        "use_cache": Flag(
+            local("a file of answers, which is kept: what stands in it is not computed again; without, they are kept until "
+                  "the results are written"), "FILE",
+        ),
         "data_dir": Flag(local("benchmarks as JSONL files (DIR/<name>/test.jsonl); without, the Hugging Face Hub"), "DIR"),
         "clean": Flag(
             local("a curated corpus: scores of the items that its input did not hold stand beside those of all"), "FOLDER"

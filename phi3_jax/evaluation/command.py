@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import phi3_jax
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import clean, mt_bench, stock, suites
+from phi3_jax.evaluation.kept import RESUME, Kept
 from phi3_jax.interop import loading, quantized
 from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
 from phi3_jax.records.rows import add_rows, encoded, plain, read_rows
@@ -54,6 +56,10 @@ def command(flags: Mapping[str, Any]) -> None:
         raise UserError(f"--{lost} missing; a judge is a server and one of its models: --judge URL --judge_model NAME")
     if flags.get("clean"):
         clean.contaminated(str(flags.get("clean")))  # what is wrong with it is said before the model is loaded
+    if _samples(flags) and flags["limit"]:
+        raise UserError("--samples names the items, so that --limit has nothing to do; leave one out")
+    if flags["system"] and not flags["chat"]:
+        raise UserError("--system is a turn of a chat; add --chat")
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
     if not long and (flags["depths"] or (flags["lengths"] and not stocked)):
@@ -83,13 +89,16 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     stock.offline_at_once(flags["data_dir"] is not None)
     from phi3_jax.evaluation import harness  # says how to install lm-eval where it is not
 
+    _gen_kwargs(flags)
     suite, tasks = _build(flags, names, source) if names != [] else (None, {})
+    _known(flags, tasks)
     if not tasks and not questions:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
     from phi3_jax.inference.engine import Engine
 
     engine = Engine(loading.load(source.path, adapter=flags["adapter"]), batch=flags["batch"])
-    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"])
+    kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {engine.dtype}")
+    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"], kept=kept)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"]}
     base["scorer"] = scorer.VERSION
     if flags["chat"]:
@@ -101,8 +110,12 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
         if tasks:
             lm.progress = progress
             rows += _harness(lm, suite, tasks, flags, base, out)
+            if not flags["use_cache"]:
+                kept.finish()
         if questions:
             rows += _mt_bench(engine, questions, judge, flags, base, source, out, progress)
+    if kept.taken:
+        print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
     for what, count in lm.cut.items():
         if count:
             print(f"note: {count} {what} (context {engine.config.context})", file=sys.stderr)
@@ -179,6 +192,14 @@ def _build(flags: Mapping[str, Any], names: Sequence[str] | None, source: Source
     return suite, tasks
 
 
+def _known(flags: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
+    """Refuses --samples of tasks that are not asked."""
+    valid = tasks.get("tasks", tasks)
+    for name in _samples(flags) or ():
+        if name not in valid:
+            raise UserError(f"--samples names {name!r}, which is not asked{nearest(name, valid)}")
+
+
 def _metadata(flags: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """What lm-eval's tasks that make their own items (RULER's) need: the tokenizer's folder, and lengths."""
     from phi3_jax.evaluation.long_context import length_of
@@ -204,10 +225,13 @@ def _metadata(flags: Mapping[str, Any], source: Source) -> dict[str, Any]:
 def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Row, out: Path) -> list[Row]:
     from lm_eval.evaluator import evaluate
 
-    options = dict(log_samples=True, bootstrap_iters=0, limit=flags["limit"])
+    options = dict(log_samples=True, bootstrap_iters=0, limit=flags["limit"], samples=_samples(flags))
+    options["system_instruction"] = flags["system"]
     if flags["chat"]:
         options |= dict(apply_chat_template=True, fewshot_as_multiturn=True)
+    stock.told(tasks, _gen_kwargs(flags))
     results = evaluate(lm, tasks, **options)
+    stock.readable_samples(results, lm.readable)
     rows = [base | row for row in suite.summarise(results, tasks)]
     items = list(suite.items(results, tasks))
     if flags.get("clean"):
@@ -217,8 +241,39 @@ def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Ro
         by_task.setdefault(item["task"], []).append(item)
     for task, found in by_task.items():
         _write_items(out, suite.NAME, task, found, lm.readable)
+    if suite.NAME == LM_EVAL:
+        config = {"model": "phi3_jax", "model_args": {"path": base["model"]}, "batch_size": flags["batch"]}
+        config |= {"limit": flags["limit"], "gen_kwargs": _gen_kwargs(flags) or None, "use_cache": flags["use_cache"]}
+        config |= dict(zip((f"{x}_seed" for x in ("random", "numpy", "torch", "fewshot")), stock.SEEDS, strict=True))
+        template = lm.chat_template(True) if flags["chat"] else None
+        about = {"config": config, "model": base["model"], "system": flags["system"], "template": template}
+        with _said(out / stock.RESULTS):
+            stock.write_results(out, results, about)
     write_rows(out / "evals.jsonl", rows)
     return rows
+
+
+def _gen_kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What --gen_kwargs says, as NAME=VALUE,NAME=VALUE or as a JSON object."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from phi3_jax.evaluation.harness import generation_settings
+
+    text = (flags["gen_kwargs"] or "").strip()
+    found = files.parse_json(text, "--gen_kwargs") if text.startswith("{") else simple_parse_args_string(text)
+    generation_settings(found)  # raises UserError for what no decoder has
+    return dict(found)
+
+
+def _samples(flags: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """What --samples says: numbers of items by task."""
+    if not flags["samples"]:
+        return None
+    found = files.parse_json(flags["samples"], "--samples")
+    numbers = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(n, list) and n and all(type(i) is int and i >= 0 for i in n) for n in numbers):
+        raise UserError("""--samples must be a JSON object of item numbers by task, such as '{"boolq": [0, 3]}'""")
+    return dict(found)
 
 
 def _mt_bench(
