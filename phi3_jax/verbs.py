@@ -150,7 +150,7 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
                 "phi3_report: the benchmarks of the Phi-3 report, with its shots; lm-eval:TASK,TASK: tasks of lm-eval by "
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
                 "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
-                "needles, RULER's tasks and loss by position at --lengths",
+                "needles, RULER's tasks and loss by position at --lengths; safety: refusals and bias, from --data_dir",
                 "phi3_report",
             ),
             "SUITE",

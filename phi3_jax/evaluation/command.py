@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -25,7 +26,9 @@ from phi3_jax.training.progress import Bar, Bars
 
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
-LONG_CONTEXT = "longcontext"
+LONG_CONTEXT, SAFETY = "longcontext", "safety"
+# Suites that need no lm-eval: each is a module with `asked(flags)` and `Suite(model, asked)`.
+OWN = {LONG_CONTEXT: "phi3_jax.evaluation.long_context", SAFETY: "phi3_jax.evaluation.safety"}
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -58,7 +61,7 @@ def command(flags: Mapping[str, Any]) -> None:
         clean.contaminated(str(flags.get("clean")))  # what is wrong with it is said before the model is loaded
     if _samples(flags) and flags["limit"]:
         raise UserError("--samples names the items, so that --limit has nothing to do; leave one out")
-    if flags["system"] and not flags["chat"]:
+    if flags["system"] and not flags["chat"] and flags["suite"] != SAFETY:
         raise UserError("--system is a turn of a chat; add --chat")
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
@@ -74,8 +77,8 @@ def command(flags: Mapping[str, Any]) -> None:
 
 def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
-    if flags["suite"] == LONG_CONTEXT:
-        return _long_context(flags)
+    if flags["suite"] in OWN:
+        return _own(flags)
     judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
@@ -124,16 +127,18 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _long_context(flags: Mapping[str, Any]) -> list[Row]:
-    """The suite of long context, which needs no lm-eval."""
-    from phi3_jax.evaluation import long_context
-
-    source, name = locate(flags["model"], flags["adapter"]), LONG_CONTEXT
+def _own(flags: Mapping[str, Any]) -> list[Row]:
+    """A suite of our own, which needs no lm-eval."""
+    name = flags["suite"]
+    module = importlib.import_module(OWN[name])
+    source = locate(flags["model"], flags["adapter"])
     out = Path(flags["out"] or source.out)
     if source.unfinished and out.resolve() == source.out.resolve():
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
-    asked = long_context.asked(flags)
-    suite = long_context.Suite(loading.load(source.path, adapter=flags["adapter"]), asked)
+    asked = module.asked(flags)
+    model = loading.load(source.path, adapter=flags["adapter"])
+    kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {model.dtype}")
+    suite = module.Suite(model, asked) if name == LONG_CONTEXT else module.Suite(model, asked, kept)
     _writable(out)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"], "suite": name}
     base["scorer"] = scorer.VERSION
@@ -144,6 +149,10 @@ def _long_context(flags: Mapping[str, Any]) -> list[Row]:
             write_rows(out / "evals.jsonl", new)
             if items:
                 _write_items(out, name, task, items, str)
+    if not flags["use_cache"]:
+        kept.finish()
+    if kept.taken:
+        print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
     print(table(rows))
     print(f"{source.name}: {len(rows)} rows in {out / 'evals.jsonl'}, items in {out / 'items'}")
     return rows
@@ -157,7 +166,7 @@ def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
             raise UserError(f"--tasks {tasks}: {LM_EVAL} tasks are named in --suite {LM_EVAL}:TASK,TASK")
         return _split(suite.partition(":")[2], f"--suite {suite}"), False
     if suite not in suites.SUITES:
-        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, LONG_CONTEXT, f'{LM_EVAL}:TASK'])}")
+        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, *OWN, f'{LM_EVAL}:TASK'])}")
     if tasks is None:
         return None, flags["data_dir"] is not None and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
     names, valid = _split(tasks, f"--tasks {tasks}"), [*suites.load(suite).BENCHMARKS, MT_BENCH]

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from phi3_jax import statistics
-from phi3_jax.data import chat
 from phi3_jax.errors import UserError
+from phi3_jax.evaluation import dialogue
 from phi3_jax.records import files, rows
 
 REPLIES, JUDGEMENTS = "mt_bench_replies.jsonl", "mt_bench_judgements.jsonl"
@@ -139,7 +139,7 @@ def answer(
     """
     path = Path(out) / REPLIES
     limit = max(1, min(MAX_NEW, engine.config.context // 4))
-    template = _template(engine)
+    template = dialogue.template_name(engine)
     base = {"max_new_tokens": limit, "seed": seed, "template": template}
     wanted = {q["id"]: base | {"temperature": TEMPERATURES.get(q["subset"], 0.7)} for q in asked}
     kept = {
@@ -158,12 +158,11 @@ def answer(
             prompts = []
             for i, (question, talk) in enumerate(zip(group, talks, strict=True)):
                 talk.append({"role": "user", "content": question["turns"][turn]})
-                ids = _prompt(engine, talk, template)
+                ids = dialogue.prompt_ids(engine, talk, template)
                 cut[i] += len(ids) > engine.config.context - limit
                 prompts.append(ids[-(engine.config.context - limit) :])
             sampling = _sampling(settings["temperature"], int.from_bytes(_digest([seed, turn, group[0]["id"]])[:4]))
-            stop = ["\n\nUser:"] if template == "plain" else []
-            for i, reply in enumerate(engine.generate(prompts, limit, sampling, stop=stop)):
+            for i, reply in enumerate(engine.generate(prompts, limit, sampling, stop=dialogue.stops(template))):
                 talks[i].append({"role": "assistant", "content": reply.text.strip()})
                 finish[i].append(reply.finish)
         for question, talk, ends, n in zip(group, talks, finish, cut, strict=True):
@@ -189,19 +188,6 @@ def _groups(todo: Sequence[Row]) -> Iterable[list[Row]]:
         by_temperature.setdefault(TEMPERATURES.get(question["subset"], 0.7), []).append(question)
     for same in by_temperature.values():
         yield from (same[i : i + GROUP] for i in range(0, len(same), GROUP))
-
-
-def _template(engine: Any) -> str:
-    """The name of the model's chat template, or "plain" where the tokenizer has no control tokens (proxies on bytes)."""
-    has = engine.tokenizer.special_tokens
-    return engine.template.name if {"<|user|>", "<|assistant|>", "<|end|>"} <= set(has) else "plain"
-
-
-def _prompt(engine: Any, talk: Sequence[Mapping[str, str]], template: str) -> list[int]:
-    if template != "plain":
-        return chat.chat_ids(engine.tokenizer, talk, template)
-    text = "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in talk)
-    return engine.tokenizer.encode(f"{text}\n\nAssistant:")
 
 
 def _sampling(temperature: float, seed: int) -> Any:
