@@ -142,7 +142,7 @@ def test_choices_name_every_source_and_phase() -> None:
 def test_a_study_asks_a_source_for_what_it_takes_and_no_more(name: str) -> None:
     config = base_config()
     specs = {"path": ".", "tfds": "tfds:x", "mixture": "mixture:phi3_phase1", "chats": "chats:rows.jsonl"}
-    specs |= {"needles": "needles:pydocs", "mixed": "mix:pydocs", "long": "long:pydocs"}
+    specs |= {"needles": "needles:pydocs", "mixed": "mix:pydocs", "long": "long:pydocs", "prose": "prose:8"}
     spec = specs.get(name, name)
     config.data.update(source=spec, tokenizer="here", text_field="body", seed=3)
     asked = data_arguments(config, "micro", 20_000)

@@ -55,7 +55,9 @@ def test_every_list_is_that_of_transformers() -> None:
         factors, scale = closed(case), attention(case)
         np.testing.assert_allclose(factors, tensors[f"{i}.factors"], rtol=4e-6, err_msg=str(case))
         assert scale == pytest.approx(case["attention_factor"], rel=1e-12)
-        # The table is held to their own factors, and of ours to what the factors' tolerance lets an angle differ by.
+        # transformers blends yarn's and llama3's frequencies in float32, where the part that fades out is rounded beside
+        # one that is `scale` times smaller: its frequencies are up to 1.9e-6 off float64, and at far positions so are the
+        # angles. Hence the narrow bound for the table of their factors, and a wider one for the table of ours.
         ours, factors = factors, tensors[f"{i}.factors"].astype(np.float64)
         positions = tensors[f"{i}.positions"]
         cfg = dataclasses.replace(
@@ -73,7 +75,7 @@ def test_every_list_is_that_of_transformers() -> None:
         angles = positions[:, None] / (case["rope_theta"] ** (np.arange(factors.size) / factors.size) * factors)
         for part, name in enumerate(("cos", "sin")):
             assert (np.abs(table[:, part] - tensors[f"{i}.{name}"]) <= 1e-6 + 4e-7 * np.abs(angles)).all(), case
-            assert (np.abs(own[:, part] - tensors[f"{i}.{name}"]) <= 1e-6 + 4.4e-6 * scale * np.abs(angles)).all(), case
+            assert (np.abs(own[:, part] - tensors[f"{i}.{name}"]) <= 1e-6 + 2.5e-6 * scale * np.abs(angles)).all(), case
 
 
 def test_closed_forms_do_what_they_promise() -> None:
