@@ -150,7 +150,9 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
                 "phi3_report: the benchmarks of the Phi-3 report, with its shots; lm-eval:TASK,TASK: tasks of lm-eval by "
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
                 "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
-                "needles, RULER's tasks and loss by position at --lengths; safety: refusals and bias, from --data_dir",
+                "needles, RULER's tasks and loss by position at --lengths; safety: refusals and bias, from --data_dir; "
+                "safety:redteam: conversations that try to get harm, rated by --judge; "
+                "calibration: does it know what it knows",
                 "phi3_report",
             ),
             "SUITE",
@@ -189,6 +191,11 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             word("an OpenAI-compatible server that rates MT-Bench's replies; key in $OPENAI_API_KEY", None), "URL"
         ),
         "judge_model": Flag(word("its model; without a judge MT-Bench gives replies and no score", None), "NAME"),
+        "labels": Flag(local("redteam: replies rated by people (CSV, JSON lines), to hold the judge against"), "FILE"),
+        "uncalibrated": _switch("redteam: a judge that nobody has held against people, or that failed, may rate"),
+        "attacker": Flag(local("redteam: a chat model that leads conversations"), "RUN|hf:FOLDER"),
+        "turns": Flag(whole("redteam: of a conversation at most; without, 5", None, 1, 100)),
+        "keep_text": _switch("redteam: items hold what was said, and not its hashes alone"),
         "out": Flag(local("results; without, the run's own folder, or runs/evals/<name> for a Hugging Face folder"), "DIR"),
     },
     "--model runs/phi3-mini --suite phi3_report",

@@ -17,7 +17,7 @@ from typing import Any
 
 import phi3_jax
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import clean, mt_bench, stock, suites
+from phi3_jax.evaluation import clean, judge, mt_bench, stock, suites
 from phi3_jax.evaluation.kept import RESUME, Kept
 from phi3_jax.interop import loading, quantized
 from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
@@ -26,9 +26,10 @@ from phi3_jax.training.progress import Bar, Bars
 
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
-LONG_CONTEXT, SAFETY = "longcontext", "safety"
+LONG_CONTEXT, SAFETY, REDTEAM = "longcontext", "safety", "safety:redteam"
 # Suites that need no lm-eval: each is a module with `asked(flags)` and `Suite(model, asked)`.
 OWN = {LONG_CONTEXT: "phi3_jax.evaluation.long_context", SAFETY: "phi3_jax.evaluation.safety"}
+OWN |= {REDTEAM: "phi3_jax.evaluation.redteam", "calibration": "phi3_jax.evaluation.calibration"}
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -61,7 +62,7 @@ def command(flags: Mapping[str, Any]) -> None:
         clean.contaminated(str(flags.get("clean")))  # what is wrong with it is said before the model is loaded
     if _samples(flags) and flags["limit"]:
         raise UserError("--samples names the items, so that --limit has nothing to do; leave one out")
-    if flags["system"] and not flags["chat"] and flags["suite"] != SAFETY:
+    if flags["system"] and not flags["chat"] and flags["suite"] not in (SAFETY, REDTEAM):
         raise UserError("--system is a turn of a chat; add --chat")
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
@@ -79,10 +80,10 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
     if flags["suite"] in OWN:
         return _own(flags)
-    judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
+    rater = judge.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
-    if judge is not None and not questions:
+    if rater is not None and not questions:
         raise UserError("--judge rates MT-Bench only; add --tasks mt_bench (and --data_dir), or leave it out")
     source = locate(flags["model"], flags["adapter"])
     out = Path(flags["out"] or source.out)
@@ -116,7 +117,7 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
             if not flags["use_cache"]:
                 kept.finish()
         if questions:
-            rows += _mt_bench(engine, questions, judge, flags, base, source, out, progress)
+            rows += _mt_bench(engine, questions, rater, flags, base, source, out, progress)
     if kept.taken:
         print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
     for what, count in lm.cut.items():
@@ -138,7 +139,8 @@ def _own(flags: Mapping[str, Any]) -> list[Row]:
     asked = module.asked(flags)
     model = loading.load(source.path, adapter=flags["adapter"])
     kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {model.dtype}")
-    suite = module.Suite(model, asked) if name == LONG_CONTEXT else module.Suite(model, asked, kept)
+    more = {LONG_CONTEXT: (), REDTEAM: (kept, out)}
+    suite = module.Suite(model, asked, *more.get(name, (kept,)))
     _writable(out)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"], "suite": name}
     base["scorer"] = scorer.VERSION
@@ -288,7 +290,7 @@ def _samples(flags: Mapping[str, Any]) -> dict[str, list[int]] | None:
 def _mt_bench(
     engine: Any,
     questions: list[Row],
-    judge: Any,
+    rater: judge.Ask | None,
     flags: Mapping[str, Any],
     base: Row,
     source: Source,
@@ -299,20 +301,22 @@ def _mt_bench(
     replies = mt_bench.answer(engine, asked, out, source.identity, seed=flags["seed"], progress=progress)
     if cut := sum(r["cut"] for r in replies):
         print(f"note: {cut} MT-Bench prompts were longer than the context and lost their beginning", file=sys.stderr)
-    if judge is None:
+    if rater is None:
         print(
             f"MT-Bench: {len(replies)} replies in {out / mt_bench.REPLIES}; no score without a judge "
             "(--judge URL --judge_model NAME)"
         )
         return []
     name = flags["judge_model"]
-    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), judge, name, out, progress)
-    if lost := sum(g["rating"] is None for g in graded):
+    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), rater, name, out, progress)
+    lost = sum(g["rating"] is None for g in graded)
+    if lost:
         print(f"note: {lost} of {len(graded)} judgements by {name} hold no rating and are left out", file=sys.stderr)
     suite = flags["suite"]
     rows = [base | {"suite": suite, "chat": True} | row for row in mt_bench.rows_of(graded, len(questions))]
     if not rows:
         raise UserError(f"no judgement by {name} holds a rating [[1]] to [[10]]; see {out / mt_bench.JUDGEMENTS}")
+    judge.require(name, lost, len(graded))
     _write_items(out, suite, MT_BENCH, graded, str)
     write_rows(out / "evals.jsonl", rows)
     return rows
