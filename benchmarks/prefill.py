@@ -5,7 +5,10 @@
    tokens/s here and of transformers' Phi3ForCausalLM (eager attention), beside
    each library's own product of two matrices of the MLP's shape in that dtype. Both libraries stay loaded in one process
    each, and take turns; medians. Needs torch and transformers (extra `peer`).
-2. One layer's attention of phi-3-small's shape at 8,192 tokens: the block-sparse pattern compared with our dense attention.
+2. The forward pass of the pico proxy of phi-3-mini at 1,024 and 4,096 tokens a row, which a search of RoPE factors
+   repeats: CPU seconds here and of transformers (sdpa attention), in turns; medians, with the median of the ratios.
+3. One layer's attention of phi-3-small's shape at 8,192 tokens: the block-sparse pattern compared with chunked dense
+   attention.
 """
 
 from __future__ import annotations
@@ -120,6 +123,43 @@ def prefill_table(turns: int, dtypes: Sequence[str]) -> None:
             print(f"| {dtype} | {name} | {rates} | {ratio} |", flush=True)
 
 
+def long_table(turns: int) -> None:
+    """CPU seconds of the forward pass of a small model over 8,192 tokens in rows of two lengths."""
+    import jax
+    import torch
+    import transformers
+
+    from phi3_jax.family import proxy
+    from phi3_jax.models import decoder
+    from phi3_jax.models.spec import init_params
+
+    cfg = dataclasses.replace(proxy("mini", "pico"), context=8192)
+    params = jax.jit(lambda: init_params(cfg, 0))()
+    forward = jax.jit(lambda p, t: decoder.forward(p, t, cfg))
+    config = transformers.Phi3Config(
+        vocab_size=cfg.vocab, hidden_size=cfg.embed, intermediate_size=cfg.mlp, num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, max_position_embeddings=8192,
+        original_max_position_embeddings=8192, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    model = transformers.Phi3ForCausalLM(config).eval()
+    print("\n| tokens a row | here, CPU s | transformers, CPU s | beside transformers |\n| --- | --- | --- | --- |")
+    for row in (1024, 4096):
+        note(f"forward pass, rows of {row:,}: {turns} turns")
+        tokens = torch.randint(0, cfg.vocab, (8192 // row, row))
+        ours_, theirs_ = tokens.numpy(), lambda t=tokens: torch.inference_mode()(model)(t, use_cache=False)
+        runs = (lambda t=ours_: forward(params, t).block_until_ready(), theirs_)
+        seconds: list[list[float]] = [[], []]
+        for turn in range(turns + 1):  # the first compiles, and is not counted
+            for of, run in zip(seconds, runs, strict=True):
+                start = time.process_time()
+                run()
+                of += [time.process_time() - start] if turn else []
+        ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+        here, there = map(statistics.median, seconds)
+        print(f"| {row:,} | {here:.3f} | {there:.3f} | {ratio:.2f}x |", flush=True)
+
+
 def sparse_table(turns: int) -> None:
     import jax
 
@@ -130,8 +170,8 @@ def sparse_table(turns: int) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (1, time_, g, r, k), (1, time_, g, k), (1, time_, g, k)
     q, *kv = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
-    kinds = {"dense": Mask(), "block-sparse": Mask(blocksparse=BlockSparse())}
-    forward = {n: jax.jit(lambda *x, m=m: attend(*x, m, 1 / k)) for n, m in kinds.items()}
+    kinds = {"chunked": Mask(), "blocksparse": Mask(blocksparse=BlockSparse())}
+    forward = {n: jax.jit(lambda *x, n=n, m=m: attend(*x, m, 1 / k, n)) for n, m in kinds.items()}
     both = {n: jax.jit(jax.grad(lambda *x, f=f: f(*x).sum(), argnums=(0, 1, 2))) for n, f in forward.items()}
     print(
         f"\n| attention, {time_:,} tokens, {g * r} heads of {k} | dense, s | block-sparse, s | ratio |\n|{' --- |' * 4}"
@@ -159,9 +199,10 @@ def main(flags: Mapping[str, Any]) -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError:
-        print("transformers and torch are not here (pip install '.[peer]'): only the second table\n")
+        print("transformers and torch are not here (pip install '.[peer]'): only the third table\n")
     else:
         prefill_table(flags["runs"], flags["dtypes"])
+        long_table(flags["runs"])
     sparse_table(max(3, flags["runs"] // 2))
 
 

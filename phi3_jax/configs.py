@@ -23,7 +23,7 @@ from phi3_jax.units import divisors
 _ASIDE = {"science": False}
 
 # How the released files of a model name and order its tensors, which is also what config.json calls the model.
-LAYOUTS = ("phi3", "phi3small", "phimoe")
+LAYOUTS = ("phi3", "phi3small", "phimoe", "phi3_v")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -113,6 +113,60 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Vision:
+    """phi-3-vision's eyes: a CLIP tower over square tiles of a picture, and how many tiles a picture is cut into.
+
+    The tower is a pre-norm transformer over patches; its last layer is stored and never runs. A picture becomes a grid of
+    at most `crops` tiles, and the whole of it one tile more (`data.images`).
+
+    Attributes:
+      embed, layers, heads, mlp: of the tower.
+      tile: side of a tile, patch: of a patch, in pixels. Two by two patches make one token.
+      crops: the most tiles in a picture's grid, where a call names no other number (preprocessor_config.json).
+    """
+
+    embed: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp: int = 4096
+    tile: int = 336
+    patch: int = 14
+    norm_eps: float = 1e-5
+    crops: int = 16
+
+    def __post_init__(self) -> None:
+        for field in ("embed", "layers", "heads", "mlp", "tile", "patch", "crops"):
+            value = getattr(self, field)
+            _require(type(value) is int and value > 0, f"vision.{field}={value!r} must be a positive integer")
+        _require(self.layers > 1, f"vision.layers={self.layers} must be 2 or more: the last one never runs")
+        _require(self.embed % self.heads == 0, f"vision.heads={self.heads} does not divide embed={self.embed}")
+        _require(
+            self.tile % (2 * self.patch) == 0,
+            f"vision.tile={self.tile} is no multiple of two patches of {self.patch} pixels",
+        )
+        _require_finite("vision", self, (), ("norm_eps",))
+
+    @property
+    def norm(self) -> str:
+        return "layer"
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a tile."""
+        return self.tile // self.patch // 2
+
+    @property
+    def patches(self) -> int:
+        """Patches of a tile."""
+        return (self.tile // self.patch) ** 2
+
+    @property
+    def width(self) -> int:
+        """Of what the projector reads: the features of four patches."""
+        return 4 * self.embed
+
+
+@dataclasses.dataclass(frozen=True)
 class Mup:
     """muP in width and CompleteP in depth, relative to a base shape (arXiv:2505.01618, table 1).
 
@@ -136,7 +190,8 @@ class ModelConfig:
     `sliding_window` is the published field; `window_rule` says how many keys it means: "released" (the 2024
     code) w + 1, "transformers" (today's library) w, itself included.
 
-    `layout` is how the released files name and order the tensors: "phi3" (mini and medium), "phi3small" or "phimoe".
+    `layout` is how the released files name and order the tensors: "phi3" (mini and medium), "phi3small", "phimoe" or
+    "phi3_v" (phi-3-vision, the only one with `vision`).
     `member` is the released model that this is, or the size it stands for; "" for a model from elsewhere.
     """
 
@@ -173,6 +228,7 @@ class ModelConfig:
     mup: Mup | None = None
     experts: Experts | None = dataclasses.field(default=None, metadata={"since": None})
     layout: str = dataclasses.field(default="phi3", metadata={"since": lambda model: _layout_before(vars(model))})
+    vision: Vision | None = dataclasses.field(default=None, metadata={"since": None})
 
     def __post_init__(self) -> None:
         _require_known("model.layout", self.layout, LAYOUTS)
@@ -210,6 +266,10 @@ class ModelConfig:
         _require(
             (self.layout == "phimoe") == (self.experts is not None),
             f"model.layout={self.layout} {'needs' if self.experts is None else 'has no'} experts; they are phimoe's",
+        )
+        _require(
+            (self.layout == "phi3_v") == (self.vision is not None),
+            f"model.layout={self.layout} {'needs' if self.vision is None else 'has no'} vision; it is phi3_v's",
         )
         if self.experts:
             _require(
@@ -301,7 +361,10 @@ class ModelConfig:
     def label(self) -> str:
         """What a figure or file must call this model."""
         if not self.is_proxy:
-            return "phi-3.5-MoE" if self.layout == "phimoe" else f"phi-3-{self.member}" if self.member else self.name
+            named = {"moe": "phi-3.5-MoE", "vision-3.5": "phi-3.5-vision"}
+            return named.get("moe" if self.layout == "phimoe" else self.member) or (
+                f"phi-3-{self.member}" if self.member else self.name
+            )
         kind = "family shape" if self.ladder == "family" else f"{self.ladder} ladder"
         return f"phi-3-{self.member} proxy ({self.scale}, {kind})"
 
@@ -319,7 +382,13 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
     """
     model = {f.name: tree[f.name] for f in dataclasses.fields(ModelConfig) if f.name in tree}
     model.setdefault("layout", _layout_before(model))
-    for name, kind in (("longrope", LongRope), ("blocksparse", BlockSparse), ("mup", Mup), ("experts", Experts)):
+    for name, kind in (
+        ("longrope", LongRope),
+        ("blocksparse", BlockSparse),
+        ("mup", Mup),
+        ("experts", Experts),
+        ("vision", Vision),
+    ):
         if isinstance(model.get(name), Mapping):
             inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model[name].items()}
             model[name] = kind(**inner)

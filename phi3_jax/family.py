@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.configs import BlockSparse, Experts, LongRope, ModelConfig, Mup, OptimConfig
+from phi3_jax.configs import BlockSparse, Experts, LongRope, ModelConfig, Mup, OptimConfig, Vision
 from phi3_jax.errors import UserError, nearest
 
 # phi-3-small: ids of 100256..100351 that are neither used nor generated (Microsoft's tokenizer): logits masked.
@@ -85,7 +85,8 @@ MEMBERS = {
         LongRope(4096), "medium", "phi-3-medium-{context}", 4.8e12, 13_960_238_080, "14B",
     ),
 }  # fmt: skip
-# phi-3.5-MoE is not trained here, so that it has no size; its lists come with the checkpoint.
+# These are no sizes of a study. phi-3.5-MoE's lists come with the checkpoint.
+_VISION = {**MEMBERS["mini"].shape, "layout": "phi3_v"}
 _OTHERS = {
     "moe": Member(
         dict(
@@ -94,6 +95,14 @@ _OTHERS = {
         ),
         {"128k": (131072, 131072)},
         LongRope(4096, short_mscale=1.243163121016122, long_mscale=1.243163121016122), "moe", "phi-3.5-moe",
+    ),
+    "vision": Member(
+        _VISION | {"vision": Vision(crops=16)}, {"128k": (131072, 131072)}, LongRope(4096), "vision",
+        "phi-3-vision-{context}", 5e11, 4_146_621_440, "4.2B",
+    ),
+    "vision-3.5": Member(
+        _VISION | {"vision": Vision(crops=4)}, {"128k": (131072, 262144)}, LongRope(4096), "vision",
+        "phi-3.5-vision", 5e11, 4_146_621_440, "4.2B",
     ),
 }  # fmt: skip
 RELEASED: Mapping[str, Member] = ChainMap(_OTHERS, MEMBERS)
@@ -142,8 +151,8 @@ def published(member: str, context: str | None = None) -> ModelConfig:
     """The released architecture of one member.
 
     Args:
-      member: "mini", "small", "medium", or "moe" (phi-3.5-MoE, which is not trained here).
-      context: "4k" ("8k" for small) or "128k"; default: the short one.
+      member: "mini", "small", "medium", "vision", "vision-3.5", or "moe" (phi-3.5-MoE, which is not trained here).
+      context: "4k" ("8k" for small) or "128k"; default: the shortest there is.
 
     Raises:
       UserError: unknown member or context, naming the nearest valid ones.

@@ -116,6 +116,15 @@ One prompt streams its reply; several run together.""",
         "adapter": _ADAPTER,
         "prompt": Flag(word("what is continued", None), repeated=True),
         "file": Flag(local("one prompt per line"), "FILE"),
+        "image": Flag(
+            local("a picture for a phi-3-vision; <|image_1|> in a prompt is where the first stands"),
+            "FILE",
+            repeated=True,
+        ),
+        "crops": Flag(
+            whole("tiles that a picture is cut into at most; without, what the model's files say", None, 1, 64)
+        ),
+        "exif": _switch("turns pictures as their EXIF orientation says, which the released code does not"),
         "chat": _switch("the member's chat template; without --prompt, a dialogue line by line"),
         "system": Flag(word("system message of the dialogue", None)),
         "max_new_tokens": Flag(whole("at most; without, 256, in a dialogue 512, or what the context leaves", None, 1)),
@@ -128,7 +137,14 @@ One prompt streams its reply; several run together.""",
         "stop": Flag(word("ends the reply before this text", None), repeated=True),
         "logprobs": _switch("prints the log-probability of each token, in nats"),
         "rope_regime": Flag(
-            word("LongRoPE's list; auto: by prompt and max_new_tokens", "auto", "auto", "short", "long")
+            word(
+                "LongRoPE's list; auto: by prompt and max_new_tokens; original: as phi-3-vision's own code decodes",
+                "auto",
+                "auto",
+                "short",
+                "long",
+                "original",
+            )
         ),
     },
     '--model runs/phi3-mini --prompt "Explain RoPE in one sentence."',
@@ -150,7 +166,8 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
                 "phi3_report: the benchmarks of the Phi-3 report, with its shots; lm-eval:TASK,TASK: tasks of lm-eval by "
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
                 "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
-                "needles, RULER's tasks and loss by position at --lengths; safety: refusals and bias, from --data_dir; "
+                "needles, RULER's tasks and loss by position at --lengths; phi3_vision_report: questions about pictures "
+                "(DIR/<benchmark>/test.jsonl); safety: refusals and bias, from --data_dir; "
                 "safety:redteam: conversations that try to get harm, rated by --judge; "
                 "calibration: does it know what it knows",
                 "phi3_report",

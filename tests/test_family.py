@@ -145,7 +145,8 @@ def test_import_is_light() -> None:
 
 def test_a_layout_is_named_and_none_is_guessed() -> None:
     layouts = {member: family.published(member).layout for member in family.RELEASED}
-    assert layouts == {"mini": "phi3", "small": "phi3small", "medium": "phi3", "moe": "phimoe"}
+    text = {"mini": "phi3", "small": "phi3small", "medium": "phi3", "moe": "phimoe"}
+    assert layouts == text | dict.fromkeys(("vision", "vision-3.5"), "phi3_v")
     assert family.proxy("small", "pico", "family").layout == "phi3small" and family.proxy("small").layout == "phi3"
     for wrong, said in (
         (dict(layout="phi3smal"), "did you mean 'phi3small'"),
@@ -160,6 +161,8 @@ def test_a_layout_is_named_and_none_is_guessed() -> None:
 @pytest.mark.parametrize("member", family.RELEASED)
 def test_configs_from_before_layouts_were_named_load_and_keep_their_fingerprints(member: str) -> None:
     model = family.published(member, family.CONTEXTS[member][-1])
+    if model.vision:
+        pytest.skip("no config was written before its layout had a name")
     old = dataclasses.asdict(model)
     del old["layout"]
     assert model_from_dict(old) == model

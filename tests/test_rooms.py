@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib.metadata
 import re
 import shutil
@@ -41,25 +42,29 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def _found(text: str) -> list[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    """(import, whether it is inside a function, whether it is for annotations alone) of every import of a file."""
+    tree = ast.parse(text)
+    typing = [x for x in ast.walk(tree) if isinstance(x, ast.If) and "TYPE_CHECKING" in ast.dump(x.test)]
+    typed = {id(x) for block in typing for x in ast.walk(block)}
+    inside = {id(x) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for x in ast.walk(f)}
+    return [(x, id(x) in inside, id(x) in typed) for x in ast.walk(tree) if isinstance(x, ast.Import | ast.ImportFrom)]
+
+
 def imports(path: Path, known: dict[str, Path], annotations: bool = True) -> Iterator[tuple[str, bool]]:
     """(module, whether it is inside a function) of every import; without those for `annotations` alone where not asked."""
-    tree = ast.parse(path.read_text())
-    typing = [x for x in ast.walk(tree) if isinstance(x, ast.If) and "TYPE_CHECKING" in ast.dump(x.test)]
-    skipped = set() if annotations else {id(x) for block in typing for x in ast.walk(block)}
-    inside = {id(x) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for x in ast.walk(f)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
+    for node, inside, typed in _found(path.read_text()):
+        if typed and not annotations:
             continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: relative import"
             below = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [n if n.removeprefix(f"{PACKAGE}.") in known else str(node.module) for n in below]
-        else:
-            continue
         for name in dict.fromkeys(names):
-            yield name, id(node) in inside
+            yield name, inside
 
 
 def arrows(root: Path) -> dict[tuple[str, str], list[str]]:

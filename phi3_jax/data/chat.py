@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from phi3_jax.data.pictured import BEGIN, check_tags, places, split, tags_in
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError, nearest
 
@@ -20,6 +21,7 @@ ROLES = {
     "small": ("system", "user", "assistant"),
     "medium": ("user", "assistant"),
     "moe": ("system", "user", "assistant"),
+    "vision": ("system", "user", "assistant"),
 }
 END = "<|endoftext|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", END)  # the control tokens of all templates
@@ -32,12 +34,14 @@ def chat_ids(
     messages: Sequence[Mapping[str, str]],
     template: str,
     add_generation_prompt: bool = True,
+    pictures: Sequence[int] = (),
 ) -> list[int]:
     """Token ids of a conversation.
 
     mini, small: `<|role|>\\n` content `<|end|>\\n` for each message, then `<|assistant|>\\n`, or `<|endoftext|>` without
     `add_generation_prompt`; small begins with `<|endoftext|>`. moe (phi-3.5): as mini, but no turn for an empty system
-    message. medium: the user's turn brings `<|assistant|>\\n` with it, so `add_generation_prompt` changes nothing.
+    message. medium: the user's turn brings `<|assistant|>\\n` with it, so `add_generation_prompt` changes nothing. vision:
+    begins with `<s>`; no header after an assistant's message, and no `<|endoftext|>`; pictures as in `data.pictured`.
 
     Only the template makes control tokens: a message that contains the characters `<|end|>` contains just these, where a
     template rendered to a string would end the turn. Blanks after a control token cost ids or not as the tokenizer's
@@ -46,26 +50,31 @@ def chat_ids(
     Args:
       tokenizer: the model's own.
       messages: each {"role": "system" | "user" | "assistant", "content": text}.
-      template: "mini", "small", "medium" or "moe".
+      template: "mini", "small", "medium", "moe" or "vision".
       add_generation_prompt: end with the assistant's header, for the model to go on.
+      pictures: tokens that each takes; `<|image_k|>` in a message is where picture k stands.
 
     Raises:
       UserError: unknown template or role; a system message to medium, whose template would drop it; a tokenizer without the
         template's tokens.
     """
-    return [int(i) for i in _masked(tokenizer, messages, template, (), add_generation_prompt)[0]]
+    return [int(i) for i in _masked(tokenizer, messages, template, (), add_generation_prompt, pictures)[0]]
 
 
 def masked_ids(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], template: str, bears: Collection[int]
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, str]],
+    template: str,
+    bears: Collection[int],
+    pictures: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (n,) int32 of a whole conversation, and (n,) bool: which are targets of training on it.
 
     Targets are the text of the messages numbered in `bears` and the `<|end|>` after each (with what the tokenizer makes of
-    the newline after that), and the closing `<|endoftext|>` where the last message is one of them. Headers are none.
-    Arguments and errors otherwise as in `chat_ids`.
+    the newline after that), and the closing `<|endoftext|>` where the last message is one of them (vision's too, as in
+    Microsoft's recipe). Headers are none. Arguments and errors otherwise as in `chat_ids`.
     """
-    return _masked(tokenizer, messages, template, bears, False)
+    return _masked(tokenizer, messages, template, bears, False, pictures)
 
 
 def common(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
@@ -89,7 +98,7 @@ class _Turn:
 def _turns(
     messages: Sequence[Mapping[str, str]], template: str, bears: Collection[int], add_generation_prompt: bool
 ) -> list[_Turn]:
-    turns = [_Turn(END)] if template == "small" else []
+    turns = {"small": [_Turn(END)], "vision": [_Turn(BEGIN)]}.get(template, [])
     for number, message in enumerate(messages):
         role, content, loss = message["role"], message["content"], number in bears
         if template == "moe" and role == "system" and not content:
@@ -105,6 +114,9 @@ def _turns(
             turns.append(_Turn("<|assistant|>", "\n"))
     if template != "medium":
         closes = bool(messages) and len(messages) - 1 in bears
+        answered = bool(messages) and messages[-1]["role"] == "assistant"
+        if template == "vision" and not closes and (answered or not add_generation_prompt):
+            return turns
         turns.append(_Turn("<|assistant|>", "\n") if add_generation_prompt else _Turn(END, control_bears=closes))
     return turns
 
@@ -115,11 +127,17 @@ def _masked(
     template: str,
     bears: Collection[int],
     add_generation_prompt: bool,
+    pictures: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     if template not in ROLES:
         raise UserError(f"no chat template called {template!r}{nearest(template, ROLES)}")
     for number, message in enumerate(messages):
         _check(message, number, template)
+    tagged = template == "vision"
+    if tagged:
+        check_tags(tags_in(message["content"] for message in messages), len(pictures))
+    elif pictures:
+        raise UserError(f"the chat template {template!r} has no pictures; take phi-3-vision's, or leave them out")
     ids: list[int] = []
     answer: list[bool] = []
     for turn in _turns(messages, template, bears, add_generation_prompt):
@@ -131,10 +149,16 @@ def _masked(
             answer.append(turn.control_bears)
             if turn.control in tokenizer.stripping:
                 lead, content = "", (lead + content).lstrip(_BLANK)
+        content, shown = split(content) if tagged else (content, [])
+        if shown and turn.content_bears:
+            raise UserError(f"<|image_{shown[0][0]}|> is in an answer; pictures stand in questions alone")
         text = tokenizer.encode(lead + content) if lead + content else []
         header = common(tokenizer.encode(lead), text) if lead and content else len(text) if lead else 0
         ids += text
         answer += [turn.control_bears] * header + [turn.content_bears] * (len(text) - header)
+        for picture, piece in shown:
+            ids += places(picture, piece, tokenizer, pictures)
+        answer += [False] * (len(ids) - len(answer))
     return np.array(ids, np.int32), np.array(answer, bool)
 
 

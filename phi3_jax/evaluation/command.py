@@ -26,10 +26,15 @@ from phi3_jax.training.progress import Bar, Bars
 
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
-LONG_CONTEXT, SAFETY, REDTEAM = "longcontext", "safety", "safety:redteam"
-# Suites that need no lm-eval: each is a module with `asked(flags)` and `Suite(model, asked)`.
-OWN = {LONG_CONTEXT: "phi3_jax.evaluation.long_context", SAFETY: "phi3_jax.evaluation.safety"}
-OWN |= {REDTEAM: "phi3_jax.evaluation.redteam", "calibration": "phi3_jax.evaluation.calibration"}
+LONG_CONTEXT, SAFETY, REDTEAM, PICTURES = "longcontext", "safety", "safety:redteam", "phi3_vision_report"
+# Suites that need no lm-eval, each a module with `asked(flags)` and `Suite(model, asked)` (pictures: `named`, `results`).
+OWN = {
+    LONG_CONTEXT: "phi3_jax.evaluation.long_context",
+    SAFETY: "phi3_jax.evaluation.safety",
+    REDTEAM: "phi3_jax.evaluation.redteam",
+    "calibration": "phi3_jax.evaluation.calibration",
+    PICTURES: "phi3_jax.evaluation.vision_report",
+}
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -136,25 +141,40 @@ def _own(flags: Mapping[str, Any]) -> list[Row]:
     out = Path(flags["out"] or source.out)
     if source.unfinished and out.resolve() == source.out.resolve():
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
-    asked = module.asked(flags)
+    asked = (module.named if name == PICTURES else module.asked)(flags)  # says what is wrong before the model is loaded
     model = loading.load(source.path, adapter=flags["adapter"])
+    if name == PICTURES:
+        return _written(source, out, flags, True, lambda progress: module.results(model, flags, progress))
     kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {model.dtype}")
     more = {LONG_CONTEXT: (), REDTEAM: (kept, out)}
     suite = module.Suite(model, asked, *more.get(name, (kept,)))
-    _writable(out)
-    base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"], "suite": name}
-    base["scorer"] = scorer.VERSION
-    rows: list[Row] = []
-    with _progress() as progress:
-        for task, new, items in suite.results(progress):
-            rows += (new := [base | row for row in new])
-            write_rows(out / "evals.jsonl", new)
-            if items:
-                _write_items(out, name, task, items, str)
+    rows = _written(source, out, flags, flags["chat"], suite.results)
     if not flags["use_cache"]:
         kept.finish()
     if kept.taken:
         print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
+    return rows
+
+
+def _written(
+    source: Source,
+    out: Path,
+    flags: Mapping[str, Any],
+    chat: bool,
+    results: Callable[[Progress], Iterable[tuple[str, list[Row], list[Row]]]],
+) -> list[Row]:
+    """Writes the rows and items of a suite of our own, task by task, and prints the table; the rows."""
+    name = flags["suite"]
+    _writable(out)
+    base = {**source.axes, "model": source.name, "chat": chat, "limit": flags["limit"], "suite": name}
+    base["scorer"] = scorer.VERSION
+    rows: list[Row] = []
+    with _progress() as progress:
+        for task, new, items in results(progress):
+            rows += (new := [base | row for row in new])
+            write_rows(out / "evals.jsonl", new)
+            if items:
+                _write_items(out, name, task, items, str)
     print(table(rows))
     print(f"{source.name}: {len(rows)} rows in {out / 'evals.jsonl'}, items in {out / 'items'}")
     return rows

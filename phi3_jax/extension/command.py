@@ -318,7 +318,7 @@ def write_run(weights: loading.Weights, cfg: ModelConfig, folder: Path) -> None:
     if not (folder / "checkpoints" / "0").is_dir():
         with streaming.stream(folder / "checkpoints", 0, forms, {"extended": True}) as put:
             for leaf, spec in leaves.items():
-                for layer in range(cfg.layers) if spec.axes[0] == "layers" else [None]:
+                for layer in spec.layers:
                     put(f"params.{leaf}", layer, weights.part(leaf, layer))
     if weights.kept.is_dir():
         (folder / KEPT).mkdir(exist_ok=True)

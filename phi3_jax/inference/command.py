@@ -12,6 +12,8 @@ from typing import Any
 
 from phi3_jax.data.chat import TURNS, chat_ids
 from phi3_jax.data.continuation import added
+from phi3_jax.data.images import Picture
+from phi3_jax.data.pictured import Album
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference.engine import Completion, Engine
@@ -35,19 +37,25 @@ def command(flags: Mapping[str, Any]) -> None:
     if model.tokenizer is None:
         kept = loading.kept_folder(flags["model"])
         raise UserError(f"{flags['model']} has no tokenizer; put its files into {kept}")
+    seen = _Seen(model, flags)
     engine = Engine(model, rope_regime=flags["rope_regime"])
     if flags["chat"]:
-        return _chat(engine, model.tokenizer, flags, sampling, prompts)
+        return _chat(engine, model.tokenizer, flags, sampling, prompts, seen)
     _remark_on_control_tokens(prompts, model.tokenizer)
-    encoded = [model.tokenizer.encode(p) for p in prompts]
+    if seen.pictures:
+        encoded = [seen.ids(engine, model.tokenizer, [{"role": "user", "content": p}]) for p in prompts]
+        print(f"notice: the prompt is a user's turn in chat template {engine.template.name}", file=sys.stderr)
+    else:
+        encoded = [model.tokenizer.encode(p) for p in prompts]
+    shown = seen.images(len(prompts))
     room = min(model.config.context - len(ids) for ids in encoded)
     more = flags["max_new_tokens"] or (min(256, room) if room > 0 else 256)
     start = time.perf_counter()
     if len(prompts) == 1:
-        replies = engine.generate(encoded, more, sampling, flags["stop"], on_text=_say)
+        replies = engine.generate(encoded, more, sampling, flags["stop"], on_text=_say, **shown)
         print()
     else:
-        replies = engine.generate(encoded, more, sampling, flags["stop"])
+        replies = engine.generate(encoded, more, sampling, flags["stop"], **shown)
         for prompt, reply in zip(prompts, replies, strict=True):
             print(f"--- {prompt}\n{reply.text}")
     if flags["logprobs"]:
@@ -55,6 +63,34 @@ def command(flags: Mapping[str, Any]) -> None:
             _print_logprobs(prompt_ids, reply, model.tokenizer)
     count, seconds = sum(len(r.ids) for r in replies), time.perf_counter() - start
     print(f"{count} tokens in {seconds:.1f} s, compilation included", file=sys.stderr)
+
+
+class _Seen:
+    """The pictures of --image, which every prompt is given.
+
+    Raises:
+      UserError: a text model, or files that are no pictures.
+    """
+
+    def __init__(self, model: loading.Model, flags: Mapping[str, Any]) -> None:
+        if not flags["image"]:
+            if lost := [f"--{name}" for name in ("crops", "exif") if flags[name]]:
+                raise UserError(f"{' and '.join(lost)} without --image; name a picture, or leave it out")
+            self.pictures: list[Picture] = []
+            self._counts: list[int] = []
+            self._crops = None
+            return
+        album = Album(model.config, flags["crops"], flags["exif"])
+        self.pictures = album.open(flags["image"])
+        self._counts, self._crops = album.counts(self.pictures), album.crops
+
+    def ids(self, engine: Engine, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation with the pictures in it."""
+        return chat_ids(tokenizer, messages, engine.template.name, pictures=self._counts)
+
+    def images(self, prompts: int) -> dict[str, Any]:
+        """Arguments of `Engine.generate`."""
+        return {"images": [self.pictures] * prompts, "crops": self._crops} if self.pictures else {}
 
 
 def _lines(path: str | None) -> list[str]:
@@ -89,7 +125,12 @@ def _print_logprobs(prompt: Sequence[int], reply: Completion, tokenizer: Tokeniz
 
 
 def _chat(
-    engine: Engine, tokenizer: Tokenizer, flags: Mapping[str, Any], sampling: Sampling, prompts: list[str]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    flags: Mapping[str, Any],
+    sampling: Sampling,
+    prompts: list[str],
+    seen: _Seen,
 ) -> None:
     """A dialogue: the prompts given, then lines of stdin until it ends."""
     template = engine.template
@@ -111,8 +152,8 @@ def _chat(
         else:
             print(f"> {prompt}")
         messages.append({"role": "user", "content": prompt})
-        ids = chat_ids(tokenizer, messages, template.name)
+        ids = seen.ids(engine, tokenizer, messages)
         more = flags["max_new_tokens"] or max(1, min(512, engine.config.context - len(ids)))
-        (reply,) = engine.generate([ids], more, sampling, flags["stop"], on_text=_say)
+        (reply,) = engine.generate([ids], more, sampling, flags["stop"], on_text=_say, **seen.images(1))
         print()
         messages.append({"role": "assistant", "content": reply.text})

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.inference.cache import KVCache, attend_one, remembered, slots_of
+from phi3_jax.models import vision
 from phi3_jax.models.attention import attend
 from phi3_jax.models.decoder import embed, layer, logits_of, mask_of
 from phi3_jax.models.layers import norm
@@ -44,6 +45,7 @@ def prefill(
     long: str | jax.Array = "auto",
     layout: Layout = ANYWHERE,
     every: bool = False,
+    pictures: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Reads prompts.
 
@@ -56,6 +58,7 @@ def prefill(
       long: LongRoPE list, "short" or "long", or (batch,) booleans; "auto" goes by the length of each prompt. The cache
         remembers it.
       every: logits of every token, not of the last of each prompt.
+      pictures: as in `decoder.hidden_states`.
 
     Returns:
       (logits (batch, vocab) of the token after each prompt, or (batch, time, vocab); cache).
@@ -76,7 +79,7 @@ def prefill(
 
     if cfg.longrope and isinstance(long, str) and long == "auto":
         long = lengths > cfg.longrope.original_context
-    hidden = _hidden(params, tokens, positions, cfg, long, of_layer, dtype, layout)
+    hidden = _hidden(params, tokens, positions, cfg, long, of_layer, dtype, layout, pictures)
     if not every:
         last = P(join(layout.batch), None, None)
         pick = lambda h, n: jnp.take_along_axis(h, (n - 1)[:, None, None], axis=1)  # noqa: E731
@@ -134,10 +137,13 @@ def _hidden(
     of_layer: Callable[[int], Attention],
     dtype: jnp.dtype,
     layout: Layout,
+    pictures: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Final hidden states (batch, time, embed); `of_layer(i)` is the attention of layer i."""
-    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    top = layout.gather({k: v for k, v in params.items() if k not in ("blocks", "vision")}, whole=True)
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
+    if pictures is not None:
+        x = vision.put(x, *pictures, layout)
     # Without the barrier XLA:CPU computes every sine again in every layer.
     table = jax.lax.optimization_barrier(rope_table(positions, cfg, long, dtype))
     for i, stacked in enumerate(params["blocks"]):
@@ -147,7 +153,7 @@ def _hidden(
 
 
 def _logits(hidden: jax.Array, params: Tree, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    top = layout.gather({k: v for k, v in params.items() if k not in ("blocks", "vision")}, whole=True)
     return logits_of(hidden, top, cfg)
 
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from phi3_jax import checks
 from phi3_jax.configs import ModelConfig
+from phi3_jax.data import pictured
 from phi3_jax.data.continuation import Continuation
+from phi3_jax.data.images import Picture
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference import decode
@@ -25,13 +27,17 @@ from phi3_jax.inference.cache import KVCache
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.interop import templates
 from phi3_jax.interop.loading import Model, token_ids
+from phi3_jax.models import vision
 from phi3_jax.models.decoder import hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
+ORIGINAL = "original"
 SHORTEST = 32  # least bucket of prompt lengths
 STRIDE = 128  # least bucket of positions read
 Ids = Sequence[int]
+# phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
+REREADS = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +85,17 @@ class Engine:
       layout: how activations lie on a mesh, of `sharding.rules.layout_of`, where the parameters are sharded.
       rope_regime: LongRoPE list: "short", "long", or "auto": long for the rows that read more tokens than the original
         context (the prompt and max_new_tokens - 1: the last is not read), decided before the first token, so that it never
-        changes inside a reply.
+        changes inside a reply. "original", of a phi-3-vision: as the released code decodes, for comparisons. The list goes
+        by the tokens read so far; at the first that needs the long one, phi-3.5-vision reads everything again, and
+        phi-3-vision leaves the keys that it has as they are.
     """
 
     def __init__(self, model: Model, batch: int = 8, *, layout: Layout = ANYWHERE, rope_regime: str = "auto") -> None:
         batch = checks.integer(batch, "batch", 1)
-        if rope_regime not in REGIMES:
-            raise UserError(f"rope_regime={rope_regime!r}; valid: {', '.join(REGIMES)}")
+        if rope_regime not in (*REGIMES, ORIGINAL):
+            raise UserError(f"rope_regime={rope_regime!r}; valid: {', '.join((*REGIMES, ORIGINAL))}")
+        if rope_regime == ORIGINAL and model.config.vision is None:
+            raise UserError(f"rope_regime={ORIGINAL} is phi-3-vision's, and {model.config.label} is none; take auto")
         self.config: ModelConfig = model.config
         self.tokenizer: Tokenizer | None = model.tokenizer
         assert model.stop_ids is not None  # a model fills them in
@@ -109,25 +119,40 @@ class Engine:
 
     def _program(self, run: Callable[..., Any], *static: str, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """`run` compiled, its compilations counted."""
+        names = (*static, *(("long",) if self._fixed else ()))
+        return jax.jit(self._counted(run), static_argnames=names, donate_argnums=donate)
 
+    def _counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
         def counted(*args: Any, **options: Any) -> Any:
             self.compilations += 1
             return run(*args, **options)
 
-        names = (*static, *(("long",) if self._fixed else ()))
-        return jax.jit(counted, static_argnames=names, donate_argnums=donate)
+        return counted
 
     @functools.cached_property
     def _prefill(self) -> Callable[..., Any]:
         def run(
-            params: decode.Tree, tokens: jax.Array, lengths: jax.Array, long: str | jax.Array, capacity: int
+            params: decode.Tree,
+            tokens: jax.Array,
+            lengths: jax.Array,
+            long: str | jax.Array,
+            capacity: int,
+            pictures: tuple[jax.Array, jax.Array] | None = None,
         ) -> tuple[jax.Array, KVCache]:
             return decode.prefill(
-                params, tokens, lengths, self.config, capacity, dtype=self._dtype, long=long, layout=self._layout
-            )
+                params, tokens, lengths, self.config, capacity, dtype=self._dtype, long=long, layout=self._layout,
+                pictures=pictures,
+            )  # fmt: skip
 
         return self._program(run, "capacity")
+
+    @functools.cached_property
+    def _see(self) -> Callable[..., Any]:
+        def run(params: decode.Tree, tiles: jax.Array) -> jax.Array:
+            return vision.rows_of(params, tiles, self.config, self._dtype)
+
+        return jax.jit(self._counted(run))
 
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
@@ -168,7 +193,7 @@ class Engine:
     @property
     def _fixed(self) -> bool:
         """Whether one LongRoPE list, or none, serves every row."""
-        return self.config.longrope is None or self._regime != "auto"
+        return self.config.longrope is None or self._regime not in ("auto", ORIGINAL)
 
     def _long(self, ends: np.ndarray) -> str | jax.Array:
         """The LongRoPE choice for rows that end with so many tokens."""
@@ -204,6 +229,10 @@ class Engine:
         stop: Sequence[str] = (),
         stop_ids: Ids | None = None,
         on_text: Callable[[int, str], None] | None = None,
+        *,
+        images: Sequence[Sequence[Any]] | None = None,
+        crops: int | None = None,
+        exif: bool = False,
     ) -> list[Completion]:
         """Continues each prompt.
 
@@ -214,9 +243,15 @@ class Engine:
           stop: strings that end a reply; neither they nor what follows is in its text.
           stop_ids: tokens that end a reply (default: `self.stop_ids`).
           on_text: called as on_text(row, piece) with text that can no longer change.
+          images: for each prompt the pictures in it (`data.images.Picture`), of a phi-3-vision. A string says with
+            `<|image_k|>` where picture k stands, and begins with `<s>`; ids are -k there (`data.pictured`). A picture that
+            several prompts of a batch share is encoded once.
+          crops: tiles that a picture is cut into at most; default: what the model's files say.
+          exif: turn pictures as their EXIF orientation says, which the released code does not.
 
         Raises:
-          UserError: see `encode`; a prompt that leaves no room in the context; a stop string without a tokenizer.
+          UserError: see `encode`, `data.pictured` and `data.images`; a prompt that leaves no room in the context; a stop
+            string without a tokenizer.
         """
         max_new_tokens = checks.integer(max_new_tokens, "max_new_tokens", 1)
         if isinstance(prompts, str) or not len(prompts):
@@ -227,7 +262,12 @@ class Engine:
             raise UserError("a stop string is empty; leave it out")
         if stop and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer; give stop_ids")
-        encoded, context = [self.encode(p) for p in prompts], self.config.context
+        context, album = self.config.context, None
+        if images is not None:
+            album = self._album(images, len(prompts), crops, exif)
+        opened = [[] for _ in prompts] if album is None or images is None else [album.open(some) for some in images]
+        asked = [self._prompt(p, some, album) for p, some in zip(prompts, opened, strict=True)]
+        encoded = [prompt.ids for prompt in asked]
         for ids in encoded:
             if (over := len(ids) + max_new_tokens - context) > 0:
                 raise UserError(
@@ -243,23 +283,60 @@ class Engine:
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
-            self._run([encoded[i] for i in rows], [replies[i] for i in rows], max_new_tokens, sampling)
+            self._run([asked[i] for i in rows], [replies[i] for i in rows], max_new_tokens, sampling, album)
         return [reply.finished() for reply in replies]
 
-    def _run(self, prompts: list[list[int]], replies: list[_Reply], more: int, sampling: Sampling) -> None:
-        rows, longest = bucket(len(prompts), 1, self.batch), max(map(len, prompts))
+    def _album(self, images: Sequence[Any], prompts: int, crops: int | None, exif: bool) -> pictured.Album:
+        if self._layout != ANYWHERE:
+            raise UserError("pictures are read on one device here; load the model without shardings")
+        if isinstance(images, (str, bytes)) or len(images) != prompts:
+            raise UserError(f"images={images!r:.60}; give a list of pictures for each of {prompts} prompts")
+        return pictured.Album(self.config, crops, exif)
+
+    def _prompt(self, prompt: str | Ids, pictures: list[Picture], album: pictured.Album | None) -> pictured.Prompt:
+        if album is None:
+            return pictured.Prompt(self.encode(prompt), [])
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise UserError(f"{self.config.name} came without a tokenizer; give token ids, or add its files")
+            return pictured.Prompt(pictured.text_ids(self.tokenizer, prompt, album.counts(pictures)), pictures)
+        self.encode([max(int(i), 0) for i in prompt])
+        found = pictured.Prompt([int(i) for i in prompt], pictures)
+        pictured.check(found, album)
+        return found
+
+    def _run(
+        self,
+        prompts: list[pictured.Prompt],
+        replies: list[_Reply],
+        more: int,
+        sampling: Sampling,
+        album: pictured.Album | None,
+    ) -> None:
+        rows, longest = bucket(len(prompts), 1, self.batch), max(len(prompt.ids) for prompt in prompts)
         time = bucket(longest, SHORTEST, self.config.context)
         capacity = bucket(max(time, longest + more), STRIDE, max(self.config.context, time))
         tokens, lengths = np.zeros((rows, time), np.int32), np.ones(rows, np.int32)
-        for i, ids in enumerate(prompts):
-            tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+        real = np.zeros((rows, time), bool)
+        for i, prompt in enumerate(prompts):
+            count = len(prompt.ids)
+            tokens[i, :count], lengths[i] = pictured.tokens_of(prompt.ids), count
+            real[i, :count] = np.asarray(prompt.ids) >= 0
+        real[len(prompts) :, 0] = True
+        pictures = None
+        if album is not None and any(prompt.pictures for prompt in prompts):
+            tiles, index = pictured.batch(prompts, (rows, time), album)
+            pictures = self._see(self._params, tiles), index
         long = self._long(lengths + (more - 1))  # the last token is never read
+        if as_read := self._regime == ORIGINAL:
+            long = self._long(lengths)
         numbers, kind = sampling.numbers(), sampling.kind
         names = np.array([r.row for r in replies] + [0] * (rows - len(replies)), np.uint32)
         keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
-        logits, cache = self._prefill(self._params, tokens, lengths, long, capacity)
-        seen = _seen(tokens, lengths, self.config.vocab) if kind.penalty else None
+        logits, cache = self._prefill(self._params, tokens, lengths, long, capacity, pictures)
+        seen = _seen(tokens, real, self.config.vocab) if kind.penalty else None
         alive: list[_Reply | None] = [*replies, *[None] * (rows - len(replies))]
+        said: list[jax.Array] = []
         pending = None  # the step before is read while the next one runs
         for i in range(more):
             token, logprob, seen = _choose(logits, keys, cache.lengths, kind, numbers, seen)
@@ -267,10 +344,44 @@ class Engine:
                 return
             pending = token, logprob
             if i + 1 < more:
+                said.append(token)
+                long = self._long(lengths + i + 1) if as_read else long
+                if as_read and self._reads_again(lengths[: len(prompts)] + i + 1):
+                    logits, cache = self._again(tokens, lengths, said, long, capacity, pictures)
+                    continue
                 extent = bucket(longest + i + 1, STRIDE, capacity)
                 logits, cache = self._step(self._params, token, cache, long, extent)
         assert pending is not None  # `more` is 1 at least
         self._read(alive, *pending)
+
+    def _reads_again(self, lengths: np.ndarray) -> bool:
+        """Whether the released code drops its cache before it reads the last of so many tokens of each row."""
+        cfg = self.config
+        rereads = cfg.longrope is not None and cfg.sliding_window is not None and cfg.sliding_window > REREADS
+        return rereads and bool((lengths == cfg.longrope.original_context + 1).any())  # type: ignore[union-attr]
+
+    def _again(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        said: Sequence[jax.Array],
+        long: str | jax.Array,
+        capacity: int,
+        pictures: tuple[jax.Array, np.ndarray] | None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Prompts and what was said after them, read from the start; rows of pictures are at hand."""
+        time = bucket(int(lengths.max()) + len(said), SHORTEST, self.config.context)
+        whole = np.zeros((len(tokens), time), np.int32)
+        width = min(time, tokens.shape[1])
+        whole[:, :width] = tokens[:, :width]
+        replies = np.stack([np.asarray(one) for one in said], axis=1)
+        for row, length in enumerate(lengths):
+            whole[row, length : length + len(said)] = replies[row]
+        if pictures is not None:
+            index = np.full(whole.shape, -1, np.int32)
+            index[:, :width] = pictures[1][:, :width]
+            pictures = pictures[0], index
+        return self._prefill(self._params, whole, lengths + len(said), long, capacity, pictures)
 
     def _read(self, alive: list[_Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
         """Hands each row its token; whether any row goes on."""
@@ -367,8 +478,8 @@ def _choose(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _seen(tokens: jax.Array, lengths: jax.Array, vocab: int) -> jax.Array:
-    rows, real = jnp.arange(len(tokens))[:, None], jnp.arange(tokens.shape[1]) < lengths[:, None]
+def _seen(tokens: jax.Array, real: jax.Array, vocab: int) -> jax.Array:
+    rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros((len(tokens), vocab), bool).at[rows, tokens].max(real)
 
 

@@ -211,7 +211,7 @@ def calibrated(
     states = [embed(table, b["tokens"], cfg, jnp.float32) for b in batches]
     exact = [embed(jnp.asarray(get("embedding")), b["tokens"], cfg, jnp.float32) for b in batches]
     for i in range(cfg.layers):
-        parts = {leaf: get(leaf, i) for leaf, spec in specs.items() if spec.axes[0] == "layers"}
+        parts = {leaf: get(leaf, i) for leaf in specs if leaf.startswith("blocks.")}
         # Matrices in the order in which they are used: each is rounded before the inputs of the next are measured.
         order = [f"blocks.{kind}.weight" for kind in ("qkv", "out", "gate_up", "down")]
         record = lambda leaf, part: _Recorder(jnp.asarray(part), quantized.inputs_of(leaf, specs[leaf]))  # noqa: E731
@@ -237,6 +237,9 @@ def calibrated(
             mine.apply(norm(x, last, cfg))
             theirs.apply(norm(y, last, cfg))
         yield "unembedding", None, _fit(get("unembedding").T, mine, theirs, name)
+    for leaf, spec in specs.items():
+        if leaf.startswith("vision."):
+            yield from ((leaf, i, get(leaf, i)) for i in spec.layers)
     if "unembedding_bias" in specs:
         yield "unembedding_bias", None, get("unembedding_bias")
 

@@ -138,7 +138,7 @@ def save_merged(weights: loading.Weights, target: str) -> tuple[ModelConfig, int
         files.write_json(partial / "config.json", record | _tokenizer(weights))
         with streaming.stream(partial / "checkpoints", 0, forms, {"merged": True}) as put:
             for leaf, spec in huggingface.leaves_of(cfg).items():
-                for layer in range(cfg.layers) if spec.axes[0] == "layers" else [None]:
+                for layer in spec.layers:
                     put(f"params.{leaf}", layer, part(leaf, layer))
     return cfg, size
 

@@ -217,7 +217,8 @@ def _format(target: Path, form: str | None) -> str:
 def _check(cfg: ModelConfig, form: str) -> Mapping[str, float]:
     """The factors to fold into the weights (`huggingface.folding`); UserError for what llama.cpp's phi3 cannot run."""
     odd = {
-        f"the layout {cfg.layout}": cfg.layout != "phi3", "experts": cfg.experts, "LayerNorm": cfg.norm != "rms",
+        "eyes": cfg.vision, f"the layout {cfg.layout}": cfg.layout not in ("phi3", "phi3_v"),
+        "experts": cfg.experts, "LayerNorm": cfg.norm != "rms",
         "biases": cfg.bias,
         f"heads x head_dim = {cfg.inner} unlike its width of {cfg.embed}": cfg.inner != cfg.embed,
         "block-sparse attention": cfg.blocksparse, "masked tokens": cfg.dummy_tokens,

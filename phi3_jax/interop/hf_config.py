@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from phi3_jax.configs import LAYOUTS, BlockSparse, Experts, LongRope, ModelConfig
+from phi3_jax.configs import LAYOUTS, BlockSparse, Experts, LongRope, ModelConfig, Vision
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.family import member_of, published
 from phi3_jax.foreign import SIZE, Fields, shown
@@ -31,7 +31,9 @@ _HARMLESS = re.compile(
 _LAYERS = 4096  # more are a slip of the pen, and would take minutes to refuse
 
 
-def from_config(config: Mapping[str, Any], name: str, window_rule: str = "transformers") -> ModelConfig:
+def from_config(
+    config: Mapping[str, Any], name: str, window_rule: str = "transformers", crops: int | None = None
+) -> ModelConfig:
     """The model of a published config.json.
 
     Where the released code and today's transformers differ, transformers is followed, but for `window_rule`.
@@ -41,6 +43,7 @@ def from_config(config: Mapping[str, Any], name: str, window_rule: str = "transf
       name: what to call the model.
       window_rule: how many keys `sliding_window` = w means: "transformers" (today's library) w, "released" (the 2024
         code) w + 1.
+      crops: num_crops of preprocessor_config.json, where there is one.
 
     Raises:
       UserError: unknown model_type; a field that is missing, of another type, out of range, inconsistent or not supported;
@@ -59,7 +62,8 @@ def from_config(config: Mapping[str, Any], name: str, window_rule: str = "transf
             f"{fields.where}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}; use "
             f"{divisors(heads)}"
         )
-    context = fields.whole("max_position_embeddings", {"phi3": 4096, "phi3small": 8192, "phimoe": 131072}[kind], low=1)
+    most = {"phi3": 4096, "phi3small": 8192, "phimoe": 131072, "phi3_v": 4096}[kind]
+    context = fields.whole("max_position_embeddings", most, low=1)
     base, longrope = _rope(fields, kind, context, head_dim)
     shared = dict(
         name=name, member="", layout=kind, scale="full", ladder="family", embed=embed,
@@ -81,7 +85,7 @@ def from_config(config: Mapping[str, Any], name: str, window_rule: str = "transf
         if moe:
             model = ModelConfig(**shared, norm="layer", bias=bias, experts=_experts(fields))
         else:
-            model = ModelConfig(**shared)
+            model = ModelConfig(**shared, vision=_vision(fields, crops) if kind == "phi3_v" else None)
     _check_layer_types(fields, model)
     fields.refuse_unread(_CHANGES, _HARMLESS)
     return dataclasses.replace(model, member=member_of(model))
@@ -114,6 +118,60 @@ def _experts(fields: Fields) -> Experts:
         fields.whole("num_local_experts", 16, low=2, high=_LAYERS), 2,
         fields.number("router_jitter_noise", 0.01, low=0), fields.flag("lm_head_bias", False),
     )  # fmt: skip
+
+
+# What the released phi-3-vision folders say of their eyes, by the objects of config.json that say it; nothing else is
+# built, here or there.
+_EYES: dict[str, dict[str, Any]] = {
+    "embd_layer": {
+        "embedding_cls": "image", "hd_transform_order": "sub_glb", "projection_cls": "mlp", "use_hd_transform": True,
+        "with_learnable_separator": True,
+    },
+    "img_processor": {
+        "model_name": "openai/clip-vit-large-patch14-336", "name": "clip_vision_model", "num_img_tokens": 144,
+        "layer_idx": -2, "type_feature": "patch",
+    },
+}  # fmt: skip
+_NEUTRAL_EYES = {"layer_idx", "type_feature"}  # may be missing: they then have these values
+
+
+def _vision(fields: Fields, crops: int | None) -> Vision:
+    """The tower, whose shape config.json does not say: that of CLIP ViT-L/14-336, or of a `clip_config` in it."""
+    for name, valid in _EYES.items():
+        inside = fields.inside(name)
+        if inside is None:
+            raise UserError(f"{fields.where}: {name} is missing; take the released config.json of phi-3-vision")
+        for key, value in valid.items():
+            if isinstance(value, bool):
+                found = inside.flag(key, None)
+            elif isinstance(value, int):
+                found = inside.whole(key, None, low=-SIZE)
+            else:
+                found = inside.text(key, None)
+            if found != value and not (found is None and key in _NEUTRAL_EYES):
+                raise inside.refuse(key, f"is not supported; valid: {value}")
+        if name == "img_processor":
+            width = inside.whole("image_dim_out", 1024, low=1)
+        inside.refuse_unread(re.compile(""), re.compile("(?!)"))
+    tower = fields.inside("clip_config")
+    if tower is None:
+        eyes = Vision()
+    else:
+        tower.text("hidden_act", "quick_gelu", valid=("quick_gelu",))
+        tower.whole("num_channels", 3, low=3, high=3)
+        eyes = Vision(
+            tower.whole("hidden_size", low=1), tower.whole("num_hidden_layers", low=2, high=_LAYERS),
+            tower.whole("num_attention_heads", low=1), tower.whole("intermediate_size", low=1),
+            tower.whole("image_size", 336, low=1), tower.whole("patch_size", 14, low=1),
+            tower.number("layer_norm_eps", 1e-5, low=0),
+        )  # fmt: skip
+    if width != eyes.embed:
+        raise UserError(
+            f"{fields.where}: img_processor.image_dim_out={width} is not the tower's width of {eyes.embed}; correct it"
+        )
+    if eyes.side != 12:
+        raise UserError(f"{fields.where}: tiles of {eyes.side**2} tokens; the released code takes 144 of every tile")
+    return dataclasses.replace(eyes, crops=crops or eyes.crops)
 
 
 def _check_layer_types(fields: Fields, model: ModelConfig) -> None:
@@ -207,14 +265,14 @@ def _longrope(rope: Fields, kind: str, top: int | None, context: int, head_dim: 
         raise rope.refuse(
             "rope_type" if rope.raw("rope_type") else "type", "is not supported; valid: longrope, su, default"
         )
-    if kind == "phi3" and top is None and nested not in (None, 4096):
+    if kind in ("phi3", "phi3_v") and top is None and nested not in (None, 4096):
         raise rope.refuse(
-            "original_max_position_embeddings", "is not read there for phi3; put it at the top of config.json"
+            "original_max_position_embeddings", f"is not read there for {kind}; put it at the top of config.json"
         )
-    if kind != "phi3" and None not in (top, nested) and top != nested:
+    if kind not in ("phi3", "phi3_v") and None not in (top, nested) and top != nested:
         raise rope.refuse("original_max_position_embeddings", f"differs from the {top} at the top; make them equal")
-    default = {"phi3": 4096, "phi3small": 8192, "phimoe": context}[kind]
-    original = (top if kind == "phi3" else nested or top) or default
+    default = {"phi3": 4096, "phi3small": 8192, "phimoe": context, "phi3_v": 4096}[kind]
+    original = (top if kind in ("phi3", "phi3_v") else nested or top) or default
     if original < 2:
         raise UserError(f"{rope.where}: original_max_position_embeddings={original} must be at least 2")
     lists = []
@@ -236,7 +294,7 @@ def _attention_factors(rope: Fields, kind: str, original: int, context: int) -> 
     if factor is not None and given is None and factor != context / original:
         given = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
     mscales = [rope.number(f"{which}_mscale", None) for which in ("short", "long")]
-    if kind == "phi3":
+    if kind in ("phi3", "phi3_v"):
         return given, given
     if kind == "phi3small" and given is not None:
         name = "factor" if rope.raw("attention_factor") is None else "attention_factor"
@@ -289,6 +347,8 @@ def to_config(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu", "intermediate_size": cfg.mlp, "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_base,
         "sliding_window": window, "attention_dropout": 0.0,
     }  # fmt: skip
+    if cfg.vision:
+        return shared | {"architectures": ["Phi3VForCausalLM"], "model_type": cfg.layout} | _stated_eyes(cfg.vision)
     if cfg.experts is None:
         return shared | {"architectures": ["Phi3ForCausalLM"], "model_type": cfg.layout}
     return shared | {
@@ -296,6 +356,18 @@ def to_config(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         "lm_head_bias": cfg.experts.head_bias, "num_local_experts": cfg.experts.count, "num_experts_per_tok": 2,
         "router_jitter_noise": cfg.experts.jitter,
     }  # fmt: skip
+
+
+def _stated_eyes(eyes: Vision) -> dict[str, Any]:
+    stated = {name: {k: v for k, v in keys.items() if k not in _NEUTRAL_EYES} for name, keys in _EYES.items()}
+    stated["img_processor"]["image_dim_out"] = eyes.embed
+    if dataclasses.replace(eyes, crops=Vision.crops) != Vision():
+        stated["clip_config"] = {
+            "hidden_size": eyes.embed, "num_hidden_layers": eyes.layers, "num_attention_heads": eyes.heads,
+            "intermediate_size": eyes.mlp, "image_size": eyes.tile, "patch_size": eyes.patch,
+            "layer_norm_eps": eyes.norm_eps, "hidden_act": "quick_gelu",
+        }  # fmt: skip
+    return stated
 
 
 def _stated_factors(cfg: ModelConfig, rope: LongRope) -> dict[str, float]:

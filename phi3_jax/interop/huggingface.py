@@ -26,7 +26,10 @@ from phi3_jax.models.spec import ParamSpec, named_specs
 BLOCK_BYTES = 32 << 20  # of a tensor in flight in each thread
 THREADS = 2
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_IGNORED = re.compile(r".*rotary_emb\.inv_freq$")  # buffers that early releases kept
+# Buffers that early releases kept, and phi-3-vision's second name of its embedding.
+_IGNORED = re.compile(
+    r".*(rotary_emb\.inv_freq|vision_model\.embeddings\.position_ids|vision_embed_tokens\.wte\.weight)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ def tensors_of(leaf: str, spec: ParamSpec, cfg: ModelConfig, part: np.ndarray, l
     name = spec.hf.replace("{layer}", str(layer))
     kind, matrix = leaf.split(".")[-2] if "." in leaf else leaf, not leaf.endswith((".bias", "_bias", ".scale"))
     if kind == "qkv":
-        return _qkv(name, cfg, part, matrix)
+        return _qkv(name, cfg.layout, part, matrix)
     if "{expert}" in name:
         named = ((name.replace("{expert}", str(e)), part[e]) for e in range(part.shape[0]))
         return [t for n, w in named for t in ([_matrix(n, w.T)] if kind == "down" else _gate_up(n, w))]
@@ -67,11 +70,11 @@ def tensors_of(leaf: str, spec: ParamSpec, cfg: ModelConfig, part: np.ndarray, l
             ((2, 1, 0) if interleaved else (1, 2, 0)) if matrix else (1, 0) if interleaved else (0, 1)
         )
         return [_joined(name, [view], matrix)]
-    if kind == "out" and matrix:
+    if kind == "out" and matrix and part.ndim == 4:
         return [Tensor(name, (part.shape[-1], math.prod(part.shape[:-1])), (part.transpose(3, 0, 1, 2),))]
-    if matrix and kind != "embedding":
+    if spec.inputs or spec.role == "unembedding":
         part = part.T
-    return [Tensor(name, part.shape, (part,))]
+    return [Tensor(name, spec.published or part.shape, (part,))]
 
 
 def _matrix(name: str, view: np.ndarray) -> Tensor:
@@ -90,13 +93,13 @@ def _gate_up(name: str, part: np.ndarray) -> list[Tensor]:
     return [_matrix(name.replace("{w1,w3}", n), part[:, i].T) for i, n in enumerate(("w1", "w3"))]
 
 
-def _qkv(name: str, cfg: ModelConfig, part: np.ndarray, matrix: bool) -> list[Tensor]:
-    """Queries, keys and values: by kv head in phi-3-small, all queries first in mini and medium, apart in MoE."""
-    r, rows = cfg.queries_per_kv, part.transpose(1, 2, 3, 0) if matrix else part
+def _qkv(name: str, layout: str, part: np.ndarray, matrix: bool) -> list[Tensor]:
+    """Queries, keys and values: by kv head in phi-3-small, all queries first in mini and medium, apart in MoE and tower."""
+    r, rows = part.shape[-2] - 2, part.transpose(1, 2, 3, 0) if matrix else part
     split = [rows[:, :r], rows[:, r], rows[:, r + 1]]
     if "{q,k,v}" in name:
         return [_joined(name.replace("{q,k,v}", n), [v], matrix) for n, v in zip("qkv", split, strict=True)]
-    return [_joined(name, [rows] if cfg.layout == "phi3small" else split, matrix)]
+    return [_joined(name, [rows] if layout == "phi3small" else split, matrix)]
 
 
 def published_tensors(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -117,7 +120,8 @@ def parts_of(cfg: ModelConfig) -> Iterator[tuple[int | None, str, ParamSpec]]:
         for leaf in sorted(k for k in leaves if k.startswith("blocks.")):
             yield layer, leaf, leaves[leaf]
     for leaf in sorted(k for k in leaves if not k.startswith("blocks.")):
-        yield None, leaf, leaves[leaf]
+        for number in leaves[leaf].layers:
+            yield number, leaf, leaves[leaf]
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
@@ -279,11 +283,9 @@ def read_part(folder: Folder, leaf: str, layer: int | None) -> np.ndarray:
 
 def read_parts(folder: Folder, leaf: str, put: Callable[[int | None, np.ndarray], None]) -> None:
     """Reads a leaf layer by layer, in a few threads, and gives each layer (or, unstacked, the whole) to `put`."""
-    stacked = leaves_of(folder.config)[leaf].axes[0] == "layers"
+    layers = leaves_of(folder.config)[leaf].layers
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(
-            lambda layer: put(layer, read_part(folder, leaf, layer)), range(folder.config.layers) if stacked else [None]
-        ):
+        for _ in pool.map(lambda layer: put(layer, read_part(folder, leaf, layer)), layers):
             pass
 
 

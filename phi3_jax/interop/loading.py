@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 from phi3_jax import checks
 from phi3_jax.configs import ModelConfig, model_from_dict
 from phi3_jax.data import manifest as manifests
-from phi3_jax.data import stops, tokenizers
+from phi3_jax.data import pictured, stops, tokenizers
+from phi3_jax.data.images import MOST_CROPS
 from phi3_jax.errors import UserError
+from phi3_jax.foreign import Fields
 from phi3_jax.interop import adapters, hf_config, huggingface, peft, quantized
 from phi3_jax.interop.content import content
-from phi3_jax.models import decoder, lora
+from phi3_jax.models import decoder, lora, vision
 from phi3_jax.models.spec import map_specs, named, named_tree, param_specs, shaped
 from phi3_jax.records import checkpoint, files, streaming
 from phi3_jax.records.folder import KEPT
@@ -56,6 +58,8 @@ class Model:
         segment_ids: Any = None,
         *,
         rope_regime: str = "auto",
+        images: Sequence[Any] | None = None,
+        crops: int | None = None,
     ) -> jax.Array:
         """Float32 logits (batch, time, vocab).
 
@@ -65,13 +69,46 @@ class Model:
           segment_ids: (batch, time) document numbers; attention stays inside a document. Padding takes a number that no
             document of its row has (by custom 0); without numbers all tokens of a row are one document.
           rope_regime: LongRoPE list: "auto" (of each document by its own last position), "short" or "long".
+          images: of a phi-3-vision: the pictures (`data.images.Picture`) of a string, which says with `<|image_k|>` where
+            each stands, or for each row of ids a list of them; ids are -k in the places of picture k.
+          crops: tiles that a picture is cut into at most; default: what the model's files say.
 
         Raises:
           UserError: a string without a tokenizer, ids outside the vocabulary, more tokens than the context.
         """
-        tokens = self._tokens(inputs)
+        seen = None
+        if images is None:
+            tokens = self._tokens(inputs)
+        else:
+            tokens, seen = self._pictured(inputs, images, pictured.Album(self.config, crops))
         others = [self._like(tokens, x, name) for x, name in ((positions, "positions"), (segment_ids, "segment_ids"))]
-        return _forward(self.params, tokens, *others, self.config, jnp.dtype(self.dtype).name, rope_regime)
+        return _forward(self.params, tokens, *others, seen, self.config, jnp.dtype(self.dtype).name, rope_regime)
+
+    def _pictured(
+        self, inputs: str | Any, images: Sequence[Any], album: pictured.Album
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """Tokens (batch, time), and tiles and index of their pictures."""
+        if isinstance(inputs, str):
+            opened = [album.open(images)]
+            if self.tokenizer is None:
+                raise UserError(f"{self.config.name} came without a tokenizer; give token ids (batch, time)")
+            rows = np.array([pictured.text_ids(self.tokenizer, inputs, album.counts(opened[0]))])
+        else:
+            least = -pictured.MOST
+            what = "a string or integers (batch, time)"
+            rows = np.atleast_2d(
+                checks.integers(inputs, "token id", least, self.config.vocab - 1, what=what, where="the vocabulary: ")
+            )
+            if rows.ndim != 2 or len(images) != len(rows):
+                raise UserError(
+                    f"{len(images)} lists of images for inputs of shape {rows.shape}; give a list for each row"
+                )
+            opened = [album.open(some) for some in images]
+        prompts = [pictured.Prompt(row.tolist(), some) for row, some in zip(rows, opened, strict=True)]
+        for prompt in prompts:
+            pictured.check(prompt, album)
+        tokens = self._tokens(pictured.tokens_of(rows))
+        return tokens, pictured.batch(prompts, tokens.shape, album)
 
     def _tokens(self, inputs: str | Any) -> np.ndarray:
         if isinstance(inputs, str):
@@ -109,18 +146,21 @@ def token_ids(values: Any, cfg: ModelConfig, what: str) -> np.ndarray:
     return checks.integers(values, "token id", 0, cfg.vocab - 1, what=what, where="the vocabulary: ")
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _forward(
     params: Any,
     tokens: jax.Array,
     positions: jax.Array | None,
     segments: jax.Array | None,
+    seen: tuple[jax.Array, jax.Array] | None,
     cfg: ModelConfig,
     dtype: str,
     regime: str | None,
 ) -> jax.Array:
+    wanted = jnp.dtype(dtype)
+    pictures = None if seen is None else (vision.rows_of(params, seen[0], cfg, wanted), seen[1])
     return decoder.forward(
-        params, tokens, cfg, positions=positions, segments=segments, dtype=jnp.dtype(dtype), rope_regime=regime
+        params, tokens, cfg, positions=positions, segments=segments, dtype=wanted, rope_regime=regime, pictures=pictures
     )
 
 
@@ -311,7 +351,11 @@ def folder_config(folder: Path, window_rule: str = "transformers") -> ModelConfi
     """The model of a Hugging Face folder's config.json."""
     if not folder.is_dir():
         huggingface.safetensors.find(folder)  # raises: says what it is instead
-    return hf_config.from_config(files.read_json(folder / "config.json"), folder.resolve().name, window_rule)
+    config, beside = files.read_json(folder / "config.json"), folder / "preprocessor_config.json"
+    crops = None
+    if beside.is_file():
+        crops = Fields(files.read_json(beside), beside).whole("num_crops", None, low=1, high=MOST_CROPS)
+    return hf_config.from_config(config, folder.resolve().name, window_rule, crops)
 
 
 def config_of(path: str | Path) -> ModelConfig:

@@ -23,6 +23,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from phi3_jax.configs import ModelConfig
+from phi3_jax.errors import UserError
 from phi3_jax.models import decoder, experts
 from phi3_jax.models.attention import Mask, attend
 from phi3_jax.models.layers import activate, norm
@@ -100,6 +101,8 @@ class Phi3(nnx.Module):
     """
 
     def __init__(self, params: dict[str, Any], cfg: ModelConfig, dtype: Any = None) -> None:
+        if cfg.vision:
+            raise UserError(f"{cfg.name} has eyes, which are no module here; use the functions of phi3_jax.models")
         self.cfg = cfg
         self.dtype = jnp.dtype(dtype or params["embedding"].dtype)
         self.blocks = nnx.List(

@@ -2,7 +2,7 @@
 
 Matrices are stored as uint8 (layers, rows, bytes): each row's blocks one after the other, for q4_0 and q8_0 those of a
 GGUF file. Gains and biases are float32. `quantized.json` holds the format, how it was made, and a sha256 of each part, so
-that a damaged file is found when it is read.
+that a damaged file is found when it is read. Tower and projector of a phi-3-vision stay bfloat16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +23,7 @@ from phi3_jax.errors import UserError, nearest
 from phi3_jax.foreign import Fields
 from phi3_jax.interop import huggingface, safetensors
 from phi3_jax.models.quantized import FORMATS, QuantizedTensor, to_tiles
-from phi3_jax.models.spec import ParamSpec
+from phi3_jax.models.spec import ParamSpec, param_specs, shaped
 from phi3_jax.records import files
 
 WEIGHTS, RECORD = "quantized.safetensors", "quantized.json"
@@ -55,14 +56,14 @@ def as_part(leaf: str, spec: ParamSpec, matrix: np.ndarray) -> np.ndarray:
 def _parts(cfg: ModelConfig) -> Iterator[tuple[str, ParamSpec, int | None]]:
     """(leaf, spec, layer) of every part: what has no layers, which is largest, first, while little else is in memory."""
     for leaf, spec in sorted(huggingface.leaves_of(cfg).items(), key=lambda item: item[1].axes[0] == "layers"):
-        for layer in range(cfg.layers) if spec.axes[0] == "layers" else [None]:
+        for layer in spec.layers:
             yield leaf, spec, layer
 
 
 def form_of(leaf: str, spec: ParamSpec, name: str) -> tuple[str, tuple[int, ...]]:
     """(dtype, shape) of a stored tensor."""
     if not is_quantised(spec):
-        return "F32", spec.shape
+        return "BF16" if spec.role == "picture" else "F32", spec.shape
     style, shape = FORMATS[name], spec.shape[1:] if spec.axes[0] == "layers" else spec.shape
     inputs = inputs_of(leaf, spec)
     columns = math.prod(shape[:inputs]) if inputs else shape[-1]
@@ -74,7 +75,11 @@ def form_of(leaf: str, spec: ParamSpec, name: str) -> tuple[str, tuple[int, ...]
 def stored_bytes(cfg: ModelConfig, name: str) -> int:
     """Bytes of all tensors of a model in a format."""
     forms = (form_of(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items())
-    return sum(math.prod(shape) * (4 if dtype == "F32" else 1) for dtype, shape in forms)
+    return sum(math.prod(shape) * _dtype(dtype).itemsize for dtype, shape in forms)
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(np.uint8) if name == "U8" else safetensors.DTYPES[name]
 
 
 def check_model(cfg: ModelConfig, name: str) -> None:
@@ -92,14 +97,14 @@ def write(
 
     Args:
       folder: exists.
-      part: (leaf, layer) -> uint8 blocks (rows, bytes) of a matrix, float32 of another tensor.
+      part: (leaf, layer) -> uint8 blocks (rows, bytes) of a matrix, floats of another tensor.
       how: what `quantized.json` says of how it was made.
     """
     forms = {leaf: form_of(leaf, spec, name) for leaf, spec in huggingface.leaves_of(cfg).items()}
     entries, sums = safetensors.plan(forms, folder, WEIGHTS), {}
     with safetensors.Files({folder / WEIGHTS}, write=True) as weights:
-        for leaf, spec, layer in _parts(cfg):
-            array = np.ascontiguousarray(part(leaf, layer), np.uint8 if is_quantised(spec) else np.float32)
+        for leaf, _, layer in _parts(cfg):
+            array = np.ascontiguousarray(part(leaf, layer), _dtype(forms[leaf][0]))
             offset = entries[leaf].offset + (0 if layer is None else layer * array.nbytes)
             weights.write_at(folder / WEIGHTS, offset, array)
             sums[_key(leaf, layer)] = hashlib.sha256(array.view(np.uint8).data).hexdigest()
@@ -129,14 +134,14 @@ class Reader:
                 raise UserError(f"{self.path} does not hold {leaf} of the model in config.json; quantise it again")
 
     def read(self, leaf: str, layer: int | None) -> np.ndarray:
-        """uint8 blocks (rows, bytes) of a matrix, float32 of another tensor.
+        """uint8 blocks (rows, bytes) of a matrix, float32 of another tensor, bfloat16 of a tower's matrices.
 
         Raises:
           UserError: the file is damaged, or holds NaN or infinities.
         """
         entry = self._entries[leaf]
         shape = entry.shape if layer is None else entry.shape[1:]
-        array = np.empty(shape, np.uint8 if entry.dtype == "U8" else np.float32)
+        array = np.empty(shape, _dtype(entry.dtype))
         with safetensors.Files({self.path}) as weights:
             weights.read_into(self.path, entry.offset + (0 if layer is None else layer * array.nbytes), array)
         if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != self._sums.get(_key(leaf, layer)):
@@ -151,6 +156,8 @@ class Reader:
         """The tree of parameters, layers unstacked (`inference.decode.unstack`), on the first device."""
         tree: dict[str, Any] = {"blocks": [{} for _ in range(self._cfg.layers)]}
         for leaf, spec, layer in _parts(self._cfg):
+            if leaf.startswith("vision."):
+                continue
             array: Any = self.read(leaf, layer)
             if is_quantised(spec):
                 shape = spec.shape if layer is None else spec.shape[1:]
@@ -164,4 +171,18 @@ class Reader:
             for name in path:
                 place = place.setdefault(name, {})
             place[last] = array
-        return tree
+        return tree | self._eyes()
+
+    def _eyes(self) -> dict[str, Any]:
+        """Of a phi-3-vision, {"vision": its tree}; its layers are stacked."""
+        if self._cfg.vision is None:
+            return {}
+        specs = {leaf: s for leaf, s in huggingface.leaves_of(self._cfg).items() if leaf.startswith("vision.")}
+        values = {
+            leaf: self.read(leaf, None)
+            if spec.layers == (None,)
+            else np.stack([self.read(leaf, i) for i in spec.layers])
+            for leaf, spec in specs.items()
+        }
+        whole = {"vision": param_specs(self._cfg)["vision"]}
+        return jax.tree.map(jnp.asarray, shaped(whole, values))

@@ -23,6 +23,8 @@ JINJA = {  # `chat.chat_ids` as the released files spell it, in which text makes
     "'<|end|>\\n<|assistant|>\\n' }}{% else %}{{ message['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}",
     "moe": "{% for message in messages %}{% if message['content'] or message['role'] != 'system' %}" + _TURN
     + "{% endif %}{% endfor %}" + _HEADER,
+    "vision": "{% for message in messages %}" + _TURN + "{% endfor %}{% if add_generation_prompt and "
+    "messages[-1]['role'] != 'assistant' %}{{ '<|assistant|>\\n' }}{% endif %}",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.models.kernels import blocksparse, chunked, cudnn, splash
+from phi3_jax.models.kernels import blocksparse, chunked, cudnn, flash, splash
 from phi3_jax.models.layout import explicit, join, per_device, spec_of, ways
 from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 
@@ -81,10 +81,15 @@ _KERNELS: dict[str, tuple[Callable[..., jax.Array], Callable[[Problem], str | No
     "blocksparse": (_blocksparse, _blocksparse_obstacle),
     "splash": (splash.attend, splash.obstacle),
     "cudnn": (cudnn.attend, cudnn.obstacle),
+    "flash": (flash.attend, flash.obstacle),
 }
 IMPLEMENTATIONS = ("auto", *_KERNELS)
 # What "auto" tries, in order; "chunked" always serves.
-_AUTO = {"tpu": ("splash", "chunked"), "gpu": ("blocksparse", "cudnn", "chunked")}
+_AUTO = {
+    "tpu": ("splash", "chunked"),
+    "gpu": ("blocksparse", "cudnn", "chunked"),
+    "cpu": ("blocksparse", "flash", "chunked"),
+}
 _FAST = ("splash", "cudnn")
 
 
@@ -141,8 +146,8 @@ def attend(
       mask: what each query may see.
       scale: factor on q.k.
       implementation: "reference" (the whole score matrix), "chunked" (causal blocks in XLA: skips the upper triangle),
-        "blocksparse" (skips what phi-3-small's pattern leaves out), "splash" (TPU), "cudnn" (NVIDIA GPU); "auto" takes the
-        fastest that can serve on the platform.
+        "blocksparse" (skips what phi-3-small's pattern leaves out), "splash" (TPU), "cudnn" (NVIDIA GPU),
+        "flash" (CPU, where nothing is differentiated); "auto" takes the fastest that can serve on the platform.
 
     Raises:
       UserError: unknown implementation, or one that cannot serve.

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.models import experts
+from phi3_jax.models import experts, vision
 from phi3_jax.models.attention import Mask, attend
 from phi3_jax.models.layers import activate, has_kernel, linear, linears, norm, product
 from phi3_jax.models.layout import ANYWHERE, Layout, explicit, join, spec_of
@@ -85,6 +85,7 @@ def hidden_states(
     attention: str = "auto",
     rope_regime: str | jax.Array = "auto",
     rope: Float[jax.Array, "b t 2 k/2"] | None = None,
+    pictures: tuple[jax.Array, jax.Array] | None = None,
     layout: Layout = ANYWHERE,
 ) -> Float[jax.Array, "b t d"]:
     """Final hidden states, after the last norm, in `dtype`.
@@ -102,14 +103,17 @@ def hidden_states(
       rope_regime: LongRoPE list: "auto" (of each document by its own last position), "short", "long", or booleans, see
         `rope_table`.
       rope: cos and sin in the place of those of the config, see `rotary.table_of`.
+      pictures: rows (of `vision.rows`) and index (batch, time): which row takes a token's place, -1 for none.
       layout: where activations lie on a mesh, and whether stored parameters have to be gathered, a layer at a time.
     """
     if remat not in REMAT:
         raise UserError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
     if positions is None:
         positions = default_positions(tokens, segments)
-    top = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
+    top = layout.gather({k: v for k, v in params.items() if k not in ("blocks", "vision")}, whole=True)
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
+    if pictures is not None:
+        x = vision.put(x, *pictures, layout)
     # Without the barrier XLA:CPU computes every sine again in every layer.
     made = rope_table(positions, cfg, rope_regime, dtype, segments) if rope is None else rope
     table = jax.lax.optimization_barrier(made)

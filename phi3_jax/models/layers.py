@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from phi3_jax.configs import ModelConfig
+from phi3_jax.configs import ModelConfig, Vision
 from phi3_jax.models.kernels import grouped
 from phi3_jax.models.layout import explicit, join, spec_of
 from phi3_jax.models.quantized import Product
@@ -18,8 +18,8 @@ from phi3_jax.models.quantized import Product
 FEW_ROWS = 8  # rows up to which `product` beats XLA:CPU's dot in bfloat16
 
 
-def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig) -> jax.Array:
-    """RMSNorm, or LayerNorm with gain and bias (phi-3-small); x (..., embed)."""
+def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig | Vision) -> jax.Array:
+    """RMSNorm, or LayerNorm with gain and bias (phi-3-small, the tower); x (..., embed)."""
     dtype = x.dtype
     wide = jnp.promote_types(dtype, jnp.float32)
     x = x.astype(wide)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from phi3_jax.configs import ModelConfig
+from phi3_jax.configs import ModelConfig, Vision
 
 Tree = Any
 
@@ -27,12 +27,14 @@ class ParamSpec:
     Attributes:
       shape: sizes; stacked layers are axis 0.
       axes: logical names, e.g. ("layers", "embed", "kv_heads", "qkv", "head_dim"); None = never sharded.
-      role: "embedding", "hidden", "norm", "bias", "unembedding" or "adapter" (`models.lora`).
+      role: "embedding", "hidden", "norm", "bias", "unembedding", "adapter" (`models.lora`) or "picture" (what is not a
+        gain or bias of a tower and its projector).
       init: "normal", "uniform", "ones" or "zeros".
       std: standard deviation of "normal", half width of "uniform".
       hf: name in the published checkpoints; "{layer}" and "{expert}" stand for the numbers of those along the stacked
         dimensions. `interop.huggingface` knows the layouts.
-      inputs: of a hidden matrix, the dimensions that a product sums over.
+      published: its shape there, where the name's layout does not say it; of one layer.
+      inputs: of a matrix, the dimensions that a product sums over.
       parts: sizes along the first unnamed dimension of the matrices that are stored side by side; () where it is one.
     """
 
@@ -42,6 +44,7 @@ class ParamSpec:
     init: str = "normal"
     std: float = 0.0
     hf: str = ""
+    published: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
     parts: tuple[int, ...] = ()
 
@@ -60,6 +63,11 @@ class ParamSpec:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def layers(self) -> Sequence[int | None]:
+        """Numbers of the stacked layers; None alone where nothing is stacked."""
+        return range(self.shape[0]) if self.axes[0] == "layers" else (None,)
 
     def initialise(self, key: jax.Array) -> jax.Array:
         if self.init == "normal":
@@ -156,6 +164,8 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         )
     if cfg.experts and cfg.experts.head_bias:
         specs["unembedding_bias"] = ParamSpec((cfg.vocab,), ("vocab",), "bias", "zeros", hf="lm_head.bias")
+    if cfg.vision:
+        specs["vision"] = _vision_specs(cfg.vision, d, cfg.init_std)
     return specs
 
 
@@ -183,6 +193,69 @@ def _expert_specs(cfg: ModelConfig, count: int) -> dict[str, Any]:
         "gate_up": weight((count, d, 2, f), ("experts", "embed", None, "mlp"), "experts.{expert}.{w1,w3}", 2, (1, 1)),
         "down": weight((count, f, d), ("experts", "mlp", "embed"), "experts.{expert}.w2", 2),
     }
+
+
+def _vision_specs(eyes: Vision, width: int, std: float) -> dict[str, Any]:
+    """phi-3-vision's tower, separators and projector to `width`; the tower's last layer, which never runs, under "unused".
+
+    The published tower has queries, keys and values apart; they lie fused here, as `qkv` of a layer.
+    """
+    d, k, parts = eyes.embed, eyes.embed // eyes.heads, "model.vision_embed_tokens"
+    tower = f"{parts}.img_processor.vision_model"
+
+    def picture(shape: tuple[int, ...], axes: tuple[str | None, ...], hf: str, **more: Any) -> ParamSpec:
+        return ParamSpec(shape, axes, "picture", std=std, hf=hf, **more)
+
+    def gains(hf: str, count: int | None) -> dict[str, ParamSpec]:
+        shape, axes = ((d,), ("embed",)) if count is None else ((count, d), ("layers", "embed"))
+        return {
+            "scale": ParamSpec(shape, axes, "norm", init="ones", hf=f"{hf}.weight"),
+            "bias": ParamSpec(shape, axes, "bias", "zeros", hf=f"{hf}.bias"),
+        }
+
+    def linear(
+        shape: tuple[int, ...], axes: tuple[str | None, ...], inputs: int, hf: str, count: int | None = None
+    ) -> dict[str, ParamSpec]:
+        lead, names, first = ((), (), 0) if count is None else ((count,), ("layers",), 1)
+        summed = tuple(range(first, first + inputs))
+        return {
+            "weight": picture((*lead, *shape), (*names, *axes), f"{hf}.weight", inputs=summed),
+            "bias": ParamSpec((*lead, *shape[inputs:]), (*names, *axes[inputs:]), "bias", "zeros", hf=f"{hf}.bias"),
+        }
+
+    def layers(number: str, count: int | None) -> dict[str, Any]:
+        hf = f"{tower}.encoder.layers.{number}"
+        heads = ("embed", "kv_heads", None, "head_dim")
+        return {
+            "attention_norm": gains(f"{hf}.layer_norm1", count),
+            "qkv": linear((d, eyes.heads, 3, k), heads, 1, f"{hf}.self_attn.{{q,k,v}}_proj", count),
+            "out": linear((eyes.heads, 1, k, d), (*heads[1:], "embed"), 3, f"{hf}.self_attn.out_proj", count),
+            "mlp_norm": gains(f"{hf}.layer_norm2", count),
+            "up": linear((d, eyes.mlp), ("embed", "mlp"), 1, f"{hf}.mlp.fc1", count),
+            "down": linear((eyes.mlp, d), ("mlp", "embed"), 1, f"{hf}.mlp.fc2", count),
+        }
+
+    pixels, merged = 3 * eyes.patch**2, eyes.width
+    return {
+        "class": picture((d,), ("embed",), f"{tower}.embeddings.class_embedding"),
+        "patches": picture(
+            (pixels, d), (None, "embed"), f"{tower}.embeddings.patch_embedding.weight", inputs=(0,),
+            published=(d, 3, eyes.patch, eyes.patch),
+        ),
+        "positions": picture(
+            (eyes.patches + 1, d), (None, "embed"), f"{tower}.embeddings.position_embedding.weight"
+        ),
+        "norm": gains(f"{tower}.pre_layrnorm", None),
+        "blocks": layers("{layer}", eyes.layers - 1),
+        "unused": {
+            "block": layers(str(eyes.layers - 1), None),
+            "norm": gains(f"{tower}.post_layernorm", None),
+        },
+        "whole_end": picture((merged,), (None,), f"{parts}.glb_GN", published=(1, 1, merged)),
+        "row_end": picture((merged,), (None,), f"{parts}.sub_GN", published=(1, 1, 1, merged)),
+        "in": linear((merged, width), (None, "embed"), 1, f"{parts}.img_projection.0"),
+        "out": linear((width, width), (None, "embed"), 1, f"{parts}.img_projection.2"),
+    }  # fmt: skip
 
 
 def map_specs(fn: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
@@ -257,10 +330,11 @@ def multipliers(cfg: ModelConfig, spec: ParamSpec) -> Multipliers:
 
     With m_N = width ratio, m_L = depth ratio, a = alpha: hidden matrices learn at m_N^-1 m_L^(a-1) and decay with
     m_N, so that lr * wd does not depend on width. Gains and biases inside blocks learn at m_L^(a-1). Without muP
-    every factor is 1. Norm gains and biases never decay. Adapters have no factor under muP either: they learn as PEFT's.
+    every factor is 1. Norm gains and biases never decay. Adapters and the eyes have no factor under muP either: adapters
+    learn as PEFT's, and the eyes' shape is the same beside every language model.
     """
     decays = 0.0 if spec.role in ("norm", "bias") else 1.0
-    if cfg.mup is None or spec.role == "adapter":
+    if cfg.mup is None or spec.role in ("adapter", "picture"):
         return Multipliers(1.0, decays, 1.0)
     width, depth, alpha = cfg.width_ratio, cfg.depth_ratio, cfg.mup.alpha
     in_block = spec.axes[0] == "layers"

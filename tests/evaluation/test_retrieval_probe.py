@@ -124,6 +124,7 @@ def test_one_seed_has_no_interval_over_seeds_and_empty_cells_a_dash():
     assert "–" in text and "[" not in text.split("\n|", 1)[1]
 
 
+@pytest.mark.slow
 def test_a_study_from_training_to_tables(tmp_path):
     study, out = tmp_path / "study", tmp_path / "out"
     environment = os.environ | {"XLA_FLAGS": ""}

@@ -76,6 +76,7 @@ def finishes(broken: Faulty, lived: list[float]) -> None:
     assert min(found["seconds"].values()) >= 0 and found["seconds"]["restarted"] > 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_saves_included(pico, table) -> None:
     broken = another(pico, "killed")
     targets = sorted(random.Random(0).sample(range(4, 44), 4))
@@ -100,6 +101,7 @@ def test_killed_at_twenty_random_moments_of_a_nano_run(tmp_path: Path, table) ->
     table(f"kill -9 at random moments, nano ({in_saves} in a save, on a slow disk)", 20, 20, lost, "bit for bit")
 
 
+@pytest.mark.slow
 def test_sigterm_is_answered_in_an_evaluation_that_never_ends(pico, table) -> None:
     broken, marker = another(pico, "terminated"), pico.folder / "evaluating"
     process = broken.start(f"endless_evaluation={marker}")
@@ -118,6 +120,7 @@ def test_sigterm_is_answered_in_an_evaluation_that_never_ends(pico, table) -> No
     table("SIGTERM in an evaluation, then kill -9 after it", 2, 2, lost, "exit 75, saved; bit for bit")
 
 
+@pytest.mark.slow
 def test_a_source_of_batches_that_hangs_is_given_up_and_the_state_saved(pico, table) -> None:
     broken = another(pico, "hung", batch_timeout=1.5)
     out = broken.finish("hang=13")
@@ -139,6 +142,7 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_skipped_with_a_warning(pico, table) -> None:
     """One after the other, while no process runs: the next goes on from the checkpoint before."""
     broken, lost = another(pico, "damaged"), 0
@@ -160,6 +164,7 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(pico, table) -> None:
     table("newest checkpoint truncated, bit-flipped, deleted in part", 3, 3, lost, "the one before; bit for bit")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_space_lets_it_go_on(pico, table) -> None:
     broken = another(pico, "full")
     place = broken.run / "checkpoints"
@@ -181,6 +186,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_space_lets_it_go_on(pico, tabl
     table("disk full during a save", 1, 1, lost, "one line, exit 2, older checkpoints whole; bit for bit")
 
 
+@pytest.mark.slow
 def test_bad_steps_are_skipped_and_counted_and_jumps_of_the_clock_change_nothing(pico, table) -> None:
     """nan at one step and spikes at two, then again with a clock that jumps by 200 s at every look (Orbax bears 300)."""
     folders = [another(pico, name) for name in ("bad", "bad-clock")]
@@ -279,6 +285,7 @@ def killed(tmp_path: Path, words: str, rows: int, kills: int, in_pass: int, **ke
     return parts, lost
 
 
+@pytest.mark.slow
 def test_adapters_on_preferences_killed_in_the_reference_and_in_steps(tmp_path: Path, table) -> None:
     words = "dpo,lora=2,epochs=12,lr=1e-3"
     keys = {"train.batch_tokens": 512, "train.checkpoint_every": 6}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
+from phi3_jax import family
+from phi3_jax.configs import LongRope, Vision
 from phi3_jax.interop import hf_config, huggingface, safetensors
+from phi3_jax.interop.templates import JINJA
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 
@@ -40,3 +44,35 @@ def tensors_in(folder: Path) -> dict[str, np.ndarray]:
         for name, entry in entries.items():
             files.read_into(entry.path, entry.offset, tensors[name])
     return tensors
+
+
+EYES = Vision(embed=24, layers=3, heads=3, mlp=40, tile=48, patch=2, crops=4)  # 144 tokens a tile, of few pixels
+
+
+def vision_folder(folder: Path, seed: int = 3) -> Path:
+    """A tiny phi-3-vision with random float32 weights and a tokenizer of its own."""
+    import tokenizers
+
+    half = 8
+    cfg = dataclasses.replace(
+        family.published("vision"), name="tiny", vocab=320, embed=64, layers=2, heads=4, kv_heads=4, head_dim=2 * half,
+        mlp=96, context=4096, vision=EYES,
+        longrope=LongRope(512, tuple(1 + 0.02 * i for i in range(half)), tuple(2 + 1.5 * i for i in range(half))),
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(hf_config.to_config(cfg, "float32")))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"num_crops": EYES.crops}))
+    random = np.random.default_rng(seed)
+    shapes = huggingface.published_tensors(cfg)
+    write_tensors(folder, {k: (random.standard_normal(s) * 0.2).astype(np.float32) for k, s in shapes.items()})
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=False))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
+    )  # fmt: skip
+    made.train_from_iterator(["what is in this picture? a dog and a chart."] * 3, trainer)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": JINJA["vision"]}))
+    return folder

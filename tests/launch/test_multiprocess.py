@@ -162,6 +162,7 @@ def two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_two_devices_bit_for_bit(cache: Path, two: Path, tmp_path: Path) -> None:
     Job(cache, tmp_path, 1, devices=2).end(0)
     assert [row["step"] for row in rows(two)] == list(range(1, STEPS + 1)), "every row once: process 0 alone writes"
@@ -169,6 +170,7 @@ def test_two_processes_equal_one_with_two_devices_bit_for_bit(cache: Path, two: 
     assert_same_run(two, tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_started_again_it_equals_the_unbroken_run(cache: Path, two: Path, tmp_path: Path) -> None:
     job = Job(cache, tmp_path, 2).wait_for(2)
     job.processes[1].send_signal(signal.SIGTERM)  # one is told, both stop at one step and save it
@@ -210,6 +212,7 @@ def four(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_four_processes_equal_one_with_four_devices_to_rounding(cache: Path, four: Path, tmp_path: Path) -> None:
     """The sums over devices are in another order, and what that does to the last digits grows with the steps."""
     Job(cache, tmp_path, 1, devices=4, more=FSDP).end(0)

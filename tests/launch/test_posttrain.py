@@ -100,6 +100,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path: Path, words: str
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_preferences_are_learnt_from_a_reference_made_once(tmp_path: Path) -> None:
     options = "--config.data.window=512", "--config.data.held_out=0.3"
     folder, rows, model = tuned(tmp_path, "dpo,epochs=6,lr=2e-3", "dpo_mini", *options)
@@ -132,6 +133,7 @@ def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: reader.read(name, None) for name in reader.dtypes}, record
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_resumed_merged_and_trained_on(tmp_path: Path) -> None:
     words = "--config.data.held_out=0", "--config.data.window=512", "--config.train.checkpoint_every=1"
     folder, _, _ = tuned(tmp_path, "sft,epochs=4,lr=5e-3,lora=4", "sft_mini", *words)

@@ -117,6 +117,7 @@ def started(folder: Path, goal: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_kill_9_and_sigterm_then_the_same_command_equals_the_unbroken_run(whole: Path, tmp_path: Path) -> None:
     process = started(tmp_path, random.randint(12, 25))
     worker = subprocess.run(["pgrep", "-f", f"phi3_jax.study.worker {tmp_path}"], capture_output=True, text=True)
@@ -229,6 +230,7 @@ def test_overrides_keep_their_types() -> None:
     assert config.train.tensorboard is True and config.data.facts == 9000
 
 
+@pytest.mark.slow
 def test_a_study_of_arms_ends_in_the_verdict_of_its_rule(tmp_path: Path) -> None:
     words = "quick,tokens=30k,seeds=2"
     done = run("--config", f"experiments/data_optimal.py:{words}", "--workdir", str(tmp_path / "s"))
@@ -259,6 +261,7 @@ sys.exit(main(["run", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_largest_runs_start_after_their_forecast_and_carry_its_hash(tmp_path: Path) -> None:
     words = "budgets=15k,30k,45k,60k"
     sizes = "--config.sizes=below,mini,small,medium"

@@ -14,7 +14,7 @@ from phi3_jax.interop import loading, safetensors
 
 OWN = Path(__file__).resolve().parents[1] / "goldens"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "goldens"
-_DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8}
+_DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I8": np.int8, "U8": np.uint8}
 
 
 def golden(name: str) -> Any:

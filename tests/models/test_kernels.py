@@ -134,6 +134,11 @@ def test_auto_falls_back_and_says_so_once(capsys: pytest.CaptureFixture) -> None
         ("cudnn", problem("gpu", splits_time=True), "part of the keys' times"),
         ("cudnn", problem("gpu", MASKS["documents"], time=16384), "packed rows"),
         ("blocksparse", problem("cpu", MASKS["block pattern"], splits_heads=True), "split over devices"),
+        ("flash", problem("tpu"), "runs on CPU"),
+        ("flash", problem("cpu"), "bfloat16; it computes in float32"),
+        ("flash", problem("cpu", dtype=jnp.dtype("float32"), time=255), "255 tokens; it takes 256"),
+        ("flash", problem("cpu", MASKS["block pattern"], dtype=jnp.dtype("float32"), time=256), "no block pattern"),
+        ("flash", problem("cpu", dtype=jnp.dtype("float32"), time=256, splits_time=True), "part of the keys' times"),
     ],
 )
 def test_a_kernel_that_cannot_serve_says_why(name: str, asked: Problem, words: str) -> None:

@@ -109,6 +109,7 @@ def test_depth_coordinate_check() -> None:
     assert all(abs(s) <= 0.15 for s in found.values()), found
 
 
+@pytest.mark.slow
 def test_depth_coordinate_check_fails_without_completep() -> None:
     """With alpha = 0 each block learns less the deeper the model is."""
     depths = [2, 4, 8, 16]
@@ -117,6 +118,7 @@ def test_depth_coordinate_check_fails_without_completep() -> None:
     assert found["first block"] <= -0.5, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", ["width", "depth"])
 def test_coordinate_check_with_muon(vary: str) -> None:
     sizes = [48, 96, 192, 384] if vary == "width" else [2, 4, 8, 16]

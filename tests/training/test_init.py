@@ -245,6 +245,7 @@ def worker(study: Path) -> subprocess.Popen:
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_after_kill_9_it_goes_on_without_the_weights_it_started_from(
     source: tuple[RunConfig, Path], tmp_path: Path
 ) -> None:
@@ -450,6 +451,7 @@ def test_the_same_number_of_other_tokens_is_another_vocabulary(pico: Path, tmp_p
     initial.check(config_of(f"mini,init={tmp_path / 'silent'}"), "pico", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_names_its_folder_and_knows_the_weights_again(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
