@@ -105,6 +105,11 @@ class Engine:
         self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
         self.compilations = 0
 
+    @property
+    def dtype(self) -> str:
+        """What is computed with."""
+        return str(self._dtype.name)
+
     @functools.cached_property
     def template(self) -> templates.Template:
         """The model's chat template, of `templates.template_of`, which raises UserError where it has none."""
