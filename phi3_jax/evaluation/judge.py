@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -158,7 +159,7 @@ class Calibration:
 
 
 def labels(path: Path) -> list[Label]:
-    """Replies rated by people, of a CSV file (PyRIT's, whose first line is a comment) or of JSON lines.
+    """Replies rated by people, of a CSV file (PyRIT's, whose first lines are comments) or of JSON lines.
 
     Columns: objective, assistant_response, and human_score or human_score_1, human_score_2, ..: each from 0 to 1.
 
@@ -169,8 +170,8 @@ def labels(path: Path) -> list[Label]:
         raise UserError(f"--labels {path} does not exist; give a CSV file or JSON lines of replies rated by people")
     text = path.read_text("utf-8-sig")
     if path.suffix == ".csv":
-        lines = text.splitlines(keepends=True)
-        rows: list[Any] = list(csv.DictReader(lines[lines[:1] != [] and lines[0].startswith("#") :]))
+        lines = itertools.dropwhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
+        rows: list[Any] = list(csv.DictReader(lines))
     else:
         rows = [
             files.parse_json(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()

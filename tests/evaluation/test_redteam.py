@@ -99,7 +99,7 @@ def test_labels_with_a_fault_are_named(tmp_path: Path, text: str, said: str) -> 
 
 def test_labels_are_the_mean_of_those_who_rated(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text(
-        "# v\nobjective,assistant_response,human_score_1,human_score_2\na,b,0.25,0.75\nc,d,1,\n"
+        "# v\n# w\nobjective,assistant_response,human_score_1,human_score_2\na,b,0.25,0.75\nc,d,1,\n"
     )
     assert judge.labels(tmp_path / "l.csv") == [judge.Label("a", "b", 0.5), judge.Label("c", "d", 1.0)]
     write_lines(tmp_path / "l.jsonl", [{"objective": "a", "assistant_response": "b", "human_score": 0.5}])
