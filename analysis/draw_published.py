@@ -178,6 +178,28 @@ def decomposition(rows: Sequence[Benchmark]) -> Figure:
     return figure
 
 
+def safety() -> Figure:
+    """The rows of the responsible-AI table by size; shares with the interval that 1,000 conversations would give."""
+    n = 1000  # the report gives no number
+    footer = f"Published scores of the released models (arXiv:2404.14219v4); bars: 95% intervals of {n:,} conversations"
+    figure = _figure(4.2, footer)
+    left, right = figure.subplots(1, 2)
+    for k, row in enumerate(published.safety()):
+        ax, colour = (right if row.share else left), LINES[k]
+        ax.plot(published.SIZES, row.values, "-", color=colour, marker="osD^v"[k], label=row.name)
+        for x, y in zip(published.SIZES, row.values if row.share else (), strict=False):
+            low, high = wilson(y * n, n)
+            ax.errorbar([x], [y], yerr=[[y - low], [high - y]], color=colour, fmt="none")
+    for ax, label in ((left, "mean score, 0 to 4"), (right, "share of conversations")):
+        _size_axis(ax)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("parameters")
+        ax.set_ylabel(label)
+    left.legend(fontsize=8.5, loc="lower left")
+    right.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def same_recipe(rows: Sequence[Benchmark]) -> Figure:
     """How far phi-3-small lies from the curve through mini and medium, which share a recipe, by skill group."""
     figure = _figure(4.6, FOOTER)

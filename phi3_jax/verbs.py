@@ -167,7 +167,9 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
                 "name, data from the Hugging Face Hub or from --data_dir (single tasks: DIR/<benchmark>/test.jsonl, or "
                 "hf/test.jsonl with the Hub's columns), or task files of one's own: lm-eval:task.yaml; longcontext: "
                 "needles, RULER's tasks and loss by position at --lengths; phi3_vision_report: questions about pictures "
-                "(DIR/<benchmark>/test.jsonl)",
+                "(DIR/<benchmark>/test.jsonl); safety: refusals and bias, from --data_dir; "
+                "safety:redteam: conversations that try to get harm, rated by --judge; "
+                "calibration: does it know what it knows",
                 "phi3_report",
             ),
             "SUITE",
@@ -185,6 +187,15 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             )
         ),
         "limit": Flag(whole("the first N items per task only; the scores are then of a subset", None, 1)),
+        "samples": Flag(word("""these items only, by task: '{"boolq": [0, 3]}'""", None), "JSON"),
+        "gen_kwargs": Flag(
+            word("how replies are drawn, in place of what tasks say: temperature=0.8,top_p=0.95", None), "A=B,..."
+        ),
+        "system": Flag(word("the system's turn before every prompt; needs --chat", None), "TEXT"),
+        "use_cache": Flag(
+            local("a file of answers, which is kept: what stands in it is not computed again; without, they are kept until "
+                  "the results are written"), "FILE",
+        ),
         "data_dir": Flag(local("benchmarks as JSONL files (DIR/<name>/test.jsonl); without, the Hugging Face Hub"), "DIR"),
         "clean": Flag(
             local("a curated corpus: scores of the items that its input did not hold stand beside those of all"), "FOLDER"
@@ -197,6 +208,11 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             word("an OpenAI-compatible server that rates MT-Bench's replies; key in $OPENAI_API_KEY", None), "URL"
         ),
         "judge_model": Flag(word("its model; without a judge MT-Bench gives replies and no score", None), "NAME"),
+        "labels": Flag(local("redteam: replies rated by people (CSV, JSON lines), to hold the judge against"), "FILE"),
+        "uncalibrated": _switch("redteam: a judge that nobody has held against people, or that failed, may rate"),
+        "attacker": Flag(local("redteam: a chat model that leads conversations"), "RUN|hf:FOLDER"),
+        "turns": Flag(whole("redteam: of a conversation at most; without, 5", None, 1, 100)),
+        "keep_text": _switch("redteam: items hold what was said, and not its hashes alone"),
         "out": Flag(local("results; without, the run's own folder, or runs/evals/<name> for a Hugging Face folder"), "DIR"),
     },
     "--model runs/phi3-mini --suite phi3_report",

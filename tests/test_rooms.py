@@ -180,7 +180,7 @@ def undeclared(folder: Path) -> list[str]:
     brought = {"ml_dtypes", "jaxlib", "datasets"}  # by jax and lm-eval
     own = {*brought, PACKAGE, "launch", "experiments", *sys.stdlib_module_names}
     own |= {path.stem for path in (ROOT / "tests").rglob("*")} | {
-        path.stem for path in (ROOT / "benchmarks").glob("*.py")
+        path.stem for room in ("benchmarks", "analysis") for path in (ROOT / room).glob("*.py")
     }
     providers = importlib.metadata.packages_distributions()
     found = []

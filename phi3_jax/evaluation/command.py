@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import phi3_jax
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import clean, mt_bench, stock, suites
+from phi3_jax.evaluation import clean, judge, mt_bench, stock, suites
+from phi3_jax.evaluation.kept import RESUME, Kept
 from phi3_jax.interop import loading, quantized
 from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
 from phi3_jax.records.rows import add_rows, encoded, plain, read_rows
@@ -23,8 +26,15 @@ from phi3_jax.training.progress import Bar, Bars
 
 SCORINGS = ("both", "letter", "harness")
 LM_EVAL = stock.NAME
-LONG_CONTEXT = "longcontext"
-PICTURES = "phi3_vision_report"
+LONG_CONTEXT, SAFETY, REDTEAM, PICTURES = "longcontext", "safety", "safety:redteam", "phi3_vision_report"
+# Suites that need no lm-eval, each a module with `asked(flags)` and `Suite(model, asked)` (pictures: `named`, `results`).
+OWN = {
+    LONG_CONTEXT: "phi3_jax.evaluation.long_context",
+    SAFETY: "phi3_jax.evaluation.safety",
+    REDTEAM: "phi3_jax.evaluation.redteam",
+    "calibration": "phi3_jax.evaluation.calibration",
+    PICTURES: "phi3_jax.evaluation.vision_report",
+}
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -55,6 +65,10 @@ def command(flags: Mapping[str, Any]) -> None:
         raise UserError(f"--{lost} missing; a judge is a server and one of its models: --judge URL --judge_model NAME")
     if flags.get("clean"):
         clean.contaminated(str(flags.get("clean")))  # what is wrong with it is said before the model is loaded
+    if _samples(flags) and flags["limit"]:
+        raise UserError("--samples names the items, so that --limit has nothing to do; leave one out")
+    if flags["system"] and not flags["chat"] and flags["suite"] not in (SAFETY, REDTEAM):
+        raise UserError("--system is a turn of a chat; add --chat")
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
     if not long and (flags["depths"] or (flags["lengths"] and not stocked)):
@@ -69,14 +83,12 @@ def command(flags: Mapping[str, Any]) -> None:
 
 def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
-    if flags["suite"] == LONG_CONTEXT:
-        return _long_context(flags)
-    if flags["suite"] == PICTURES:
-        return _pictures(flags)
-    judge = mt_bench.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
+    if flags["suite"] in OWN:
+        return _own(flags)
+    rater = judge.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
-    if judge is not None and not questions:
+    if rater is not None and not questions:
         raise UserError("--judge rates MT-Bench only; add --tasks mt_bench (and --data_dir), or leave it out")
     source = locate(flags["model"], flags["adapter"])
     out = Path(flags["out"] or source.out)
@@ -86,13 +98,16 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     stock.offline_at_once(flags["data_dir"] is not None)
     from phi3_jax.evaluation import harness  # says how to install lm-eval where it is not
 
+    _gen_kwargs(flags)
     suite, tasks = _build(flags, names, source) if names != [] else (None, {})
+    _known(flags, tasks)
     if not tasks and not questions:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
     from phi3_jax.inference.engine import Engine
 
     engine = Engine(loading.load(source.path, adapter=flags["adapter"]), batch=flags["batch"])
-    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"])
+    kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {engine.dtype}")
+    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"], kept=kept)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"]}
     base["scorer"] = scorer.VERSION
     if flags["chat"]:
@@ -104,8 +119,12 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
         if tasks:
             lm.progress = progress
             rows += _harness(lm, suite, tasks, flags, base, out)
+            if not flags["use_cache"]:
+                kept.finish()
         if questions:
-            rows += _mt_bench(engine, questions, judge, flags, base, source, out, progress)
+            rows += _mt_bench(engine, questions, rater, flags, base, source, out, progress)
+    if kept.taken:
+        print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
     for what, count in lm.cut.items():
         if count:
             print(f"note: {count} {what} (context {engine.config.context})", file=sys.stderr)
@@ -114,41 +133,38 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _long_context(flags: Mapping[str, Any]) -> list[Row]:
-    """The suite of long context, which needs no lm-eval."""
-    from phi3_jax.evaluation import long_context
-
-    source, name = locate(flags["model"], flags["adapter"]), LONG_CONTEXT
-    out = Path(flags["out"] or source.out)
-    if source.unfinished and out.resolve() == source.out.resolve():
-        raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
-    asked = long_context.asked(flags)
-    suite = long_context.Suite(loading.load(source.path, adapter=flags["adapter"]), asked)
-    return _kept(source, out, flags, name, flags["chat"], suite.results)
-
-
-def _pictures(flags: Mapping[str, Any]) -> list[Row]:
-    """The suite of questions about pictures, which needs no lm-eval either."""
-    from phi3_jax.evaluation import vision_report
-
+def _own(flags: Mapping[str, Any]) -> list[Row]:
+    """A suite of our own, which needs no lm-eval."""
+    name = flags["suite"]
+    module = importlib.import_module(OWN[name])
     source = locate(flags["model"], flags["adapter"])
     out = Path(flags["out"] or source.out)
     if source.unfinished and out.resolve() == source.out.resolve():
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
-    vision_report.named(flags)  # what is wrong with them is said before the model is loaded
+    asked = (module.named if name == PICTURES else module.asked)(flags)  # says what is wrong before the model is loaded
     model = loading.load(source.path, adapter=flags["adapter"])
-    return _kept(source, out, flags, PICTURES, True, lambda progress: vision_report.results(model, flags, progress))
+    if name == PICTURES:
+        return _written(source, out, flags, True, lambda progress: module.results(model, flags, progress))
+    kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {model.dtype}")
+    more = {LONG_CONTEXT: (), REDTEAM: (kept, out)}
+    suite = module.Suite(model, asked, *more.get(name, (kept,)))
+    rows = _written(source, out, flags, flags["chat"], suite.results)
+    if not flags["use_cache"]:
+        kept.finish()
+    if kept.taken:
+        print(f"note: {kept.taken} answers are those of an earlier start", file=sys.stderr)
+    return rows
 
 
-def _kept(
+def _written(
     source: Source,
     out: Path,
     flags: Mapping[str, Any],
-    name: str,
     chat: bool,
     results: Callable[[Progress], Iterable[tuple[str, list[Row], list[Row]]]],
 ) -> list[Row]:
     """Writes the rows and items of a suite of our own, task by task, and prints the table; the rows."""
+    name = flags["suite"]
     _writable(out)
     base = {**source.axes, "model": source.name, "chat": chat, "limit": flags["limit"], "suite": name}
     base["scorer"] = scorer.VERSION
@@ -172,9 +188,7 @@ def _names(flags: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
             raise UserError(f"--tasks {tasks}: {LM_EVAL} tasks are named in --suite {LM_EVAL}:TASK,TASK")
         return _split(suite.partition(":")[2], f"--suite {suite}"), False
     if suite not in suites.SUITES:
-        raise UserError(
-            f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, LONG_CONTEXT, PICTURES, f'{LM_EVAL}:TASK'])}"
-        )
+        raise UserError(f"unknown suite {suite!r}{nearest(suite, [*suites.SUITES, *OWN, f'{LM_EVAL}:TASK'])}")
     if tasks is None:
         return None, flags["data_dir"] is not None and (Path(flags["data_dir"]) / MT_BENCH).is_dir()
     names, valid = _split(tasks, f"--tasks {tasks}"), [*suites.load(suite).BENCHMARKS, MT_BENCH]
@@ -209,6 +223,14 @@ def _build(flags: Mapping[str, Any], names: Sequence[str] | None, source: Source
     return suite, tasks
 
 
+def _known(flags: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
+    """Refuses --samples of tasks that are not asked."""
+    valid = tasks.get("tasks", tasks)
+    for name in _samples(flags) or ():
+        if name not in valid:
+            raise UserError(f"--samples names {name!r}, which is not asked{nearest(name, valid)}")
+
+
 def _metadata(flags: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """What lm-eval's tasks that make their own items (RULER's) need: the tokenizer's folder, and lengths."""
     from phi3_jax.evaluation.long_context import length_of
@@ -234,10 +256,13 @@ def _metadata(flags: Mapping[str, Any], source: Source) -> dict[str, Any]:
 def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Row, out: Path) -> list[Row]:
     from lm_eval.evaluator import evaluate
 
-    options = dict(log_samples=True, bootstrap_iters=0, limit=flags["limit"])
+    options = dict(log_samples=True, bootstrap_iters=0, limit=flags["limit"], samples=_samples(flags))
+    options["system_instruction"] = flags["system"]
     if flags["chat"]:
         options |= dict(apply_chat_template=True, fewshot_as_multiturn=True)
+    stock.told(tasks, _gen_kwargs(flags))
     results = evaluate(lm, tasks, **options)
+    stock.readable_samples(results, lm.readable)
     rows = [base | row for row in suite.summarise(results, tasks)]
     items = list(suite.items(results, tasks))
     if flags.get("clean"):
@@ -247,14 +272,45 @@ def _harness(lm: Any, suite: Any, tasks: Any, flags: Mapping[str, Any], base: Ro
         by_task.setdefault(item["task"], []).append(item)
     for task, found in by_task.items():
         _write_items(out, suite.NAME, task, found, lm.readable)
+    if suite.NAME == LM_EVAL:
+        config = {"model": "phi3_jax", "model_args": {"path": base["model"]}, "batch_size": flags["batch"]}
+        config |= {"limit": flags["limit"], "gen_kwargs": _gen_kwargs(flags) or None, "use_cache": flags["use_cache"]}
+        config |= dict(zip((f"{x}_seed" for x in ("random", "numpy", "torch", "fewshot")), stock.SEEDS, strict=True))
+        template = lm.chat_template(True) if flags["chat"] else None
+        about = {"config": config, "model": base["model"], "system": flags["system"], "template": template}
+        with _said(out / stock.RESULTS):
+            stock.write_results(out, results, about)
     write_rows(out / "evals.jsonl", rows)
     return rows
+
+
+def _gen_kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What --gen_kwargs says, as NAME=VALUE,NAME=VALUE or as a JSON object."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from phi3_jax.evaluation.harness import generation_settings
+
+    text = (flags["gen_kwargs"] or "").strip()
+    found = files.parse_json(text, "--gen_kwargs") if text.startswith("{") else simple_parse_args_string(text)
+    generation_settings(found)  # raises UserError for what no decoder has
+    return dict(found)
+
+
+def _samples(flags: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """What --samples says: numbers of items by task."""
+    if not flags["samples"]:
+        return None
+    found = files.parse_json(flags["samples"], "--samples")
+    numbers = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(n, list) and n and all(type(i) is int and i >= 0 for i in n) for n in numbers):
+        raise UserError("""--samples must be a JSON object of item numbers by task, such as '{"boolq": [0, 3]}'""")
+    return dict(found)
 
 
 def _mt_bench(
     engine: Any,
     questions: list[Row],
-    judge: Any,
+    rater: judge.Ask | None,
     flags: Mapping[str, Any],
     base: Row,
     source: Source,
@@ -265,20 +321,22 @@ def _mt_bench(
     replies = mt_bench.answer(engine, asked, out, source.identity, seed=flags["seed"], progress=progress)
     if cut := sum(r["cut"] for r in replies):
         print(f"note: {cut} MT-Bench prompts were longer than the context and lost their beginning", file=sys.stderr)
-    if judge is None:
+    if rater is None:
         print(
             f"MT-Bench: {len(replies)} replies in {out / mt_bench.REPLIES}; no score without a judge "
             "(--judge URL --judge_model NAME)"
         )
         return []
     name = flags["judge_model"]
-    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), judge, name, out, progress)
-    if lost := sum(g["rating"] is None for g in graded):
+    graded = mt_bench.grade(replies, asked, mt_bench.judge_prompts(folder), rater, name, out, progress)
+    lost = sum(g["rating"] is None for g in graded)
+    if lost:
         print(f"note: {lost} of {len(graded)} judgements by {name} hold no rating and are left out", file=sys.stderr)
     suite = flags["suite"]
     rows = [base | {"suite": suite, "chat": True} | row for row in mt_bench.rows_of(graded, len(questions))]
     if not rows:
         raise UserError(f"no judgement by {name} holds a rating [[1]] to [[10]]; see {out / mt_bench.JUDGEMENTS}")
+    judge.require(name, lost, len(graded))
     _write_items(out, suite, MT_BENCH, graded, str)
     write_rows(out / "evals.jsonl", rows)
     return rows

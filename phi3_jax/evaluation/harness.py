@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from phi3_jax import checks
 from phi3_jax.data import chat
 from phi3_jax.errors import UserError
+from phi3_jax.evaluation.kept import Kept
 from phi3_jax.interop.templates import Template
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ class HarnessLM(TemplateLM):
     """
 
     def __init__(
-        self, engine: Engine, batch: int = 8, progress: Callable[[int, int, str], None] | None = None, seed: int = 0
+        self,
+        engine: Engine,
+        batch: int = 8,
+        progress: Callable[[int, int, str], None] | None = None,
+        seed: int = 0,
+        kept: Kept | None = None,
     ) -> None:
         """
         Args:
@@ -72,6 +78,7 @@ class HarnessLM(TemplateLM):
           batch: rows of one call, as the engine was told.
           progress: see above.
           seed: of sampled replies whose task names none.
+          kept: answers of earlier starts, which are taken as they are; new ones are added part by part.
 
         Raises:
           UserError: the model has no tokenizer.
@@ -85,6 +92,7 @@ class HarnessLM(TemplateLM):
         self.engine, self.codec, self.config = engine, engine.tokenizer, engine.config
         self.cut: collections.Counter[str] = collections.Counter()
         self.progress, self._seed, self._chunk = progress, seed, CHUNK * batch
+        self.kept = kept or Kept()
         # A marker stands for a conversation in the strings that lm-eval hands around. Its number is drawn anew for every
         # object, so that no data file can hold one.
         self._secret = secrets.token_hex(16)
@@ -197,8 +205,15 @@ class HarnessLM(TemplateLM):
         order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
         out: list[Any] = [(0.0, True)] * len(pairs)  # an empty continuation is certain
         for part in self._parts([i for i in order if pairs[i][1]], what):
-            for i, score in zip(part, self.engine.score([pairs[i] for i in part]), strict=True):
-                out[i] = (float(score.logprob), bool(score.greedy))
+            names = {i: self.kept.name("score", *pairs[i]) for i in part}
+            old = {i: self.kept.get(names[i]) for i in part}
+            new = [i for i in part if old[i] is None]
+            scores = self.engine.score([pairs[i] for i in new]) if new else []
+            found = {i: [float(score.logprob), bool(score.greedy)] for i, score in zip(new, scores, strict=True)}
+            self.kept.add({names[i]: answer for i, answer in found.items()})
+            for i in part:
+                value, greedy = found[i] if i in found else old[i]
+                out[i] = (value, greedy)
         return out
 
     def _parts(self, order: Sequence[int], what: str) -> Iterator[Sequence[int]]:
@@ -242,9 +257,22 @@ class HarnessLM(TemplateLM):
             order = sorted(range(len(members)), key=lambda k: (-len(prompts[k]), prompts[k]))
             for number, part in enumerate(self._parts(order, "replies")):
                 sampling = self._sampling(settings, number)
-                found = self.engine.generate([prompts[k] for k in part], room, sampling, stop=settings["until"])
-                for k, completion in zip(part, found, strict=True):
-                    out[members[k]] = cut_at(completion.text, settings["until"])
+                # A sampled reply depends on its row, so a part is taken whole or answered whole.
+                drawn = sampling.temperature > 0
+                names = [
+                    self.kept.name("reply", prompts[k], room, settings, [sampling.seed, row] if drawn else None)
+                    for row, k in enumerate(part)
+                ]
+                texts = [self.kept.get(name) for name in names]
+                new = [row for row, text in enumerate(texts) if text is None]
+                new = list(range(len(part))) if new and drawn else new
+                asked = [prompts[part[row]] for row in new]
+                replies = self.engine.generate(asked, room, sampling, stop=settings["until"]) if asked else []
+                for row, completion in zip(new, replies, strict=True):
+                    texts[row] = cut_at(completion.text, settings["until"])
+                self.kept.add({names[row]: texts[row] for row in new})
+                for k, text in zip(part, texts, strict=True):
+                    out[members[k]] = text
         for request, text in zip(requests, out, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return out

@@ -8,13 +8,8 @@ rating is comparable only with ratings by the same judge, so rows carry its name
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from phi3_jax import statistics
-from phi3_jax.data import chat
 from phi3_jax.errors import UserError
+from phi3_jax.evaluation import dialogue
+from phi3_jax.evaluation.judge import Ask, Judge, Prompt
 from phi3_jax.records import files, rows
 
 REPLIES, JUDGEMENTS = "mt_bench_replies.jsonl", "mt_bench_judgements.jsonl"
@@ -42,19 +38,6 @@ TURNS = 2
 _RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 Row = dict[str, Any]
-Judge = Callable[[str], str]
-
-
-class Prompt(str):
-    """A judge's whole prompt; `system` and `user` are its two parts, for endpoints that take them apart."""
-
-    system: str
-    user: str
-
-    def __new__(cls, system: str, user: str) -> Prompt:
-        self = super().__new__(cls, f"{system.strip()}\n\n{user}")
-        self.system, self.user = system, user
-        return self
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -139,7 +122,7 @@ def answer(
     """
     path = Path(out) / REPLIES
     limit = max(1, min(MAX_NEW, engine.config.context // 4))
-    template = _template(engine)
+    template = dialogue.template_name(engine)
     base = {"max_new_tokens": limit, "seed": seed, "template": template}
     wanted = {q["id"]: base | {"temperature": TEMPERATURES.get(q["subset"], 0.7)} for q in asked}
     kept = {
@@ -158,12 +141,11 @@ def answer(
             prompts = []
             for i, (question, talk) in enumerate(zip(group, talks, strict=True)):
                 talk.append({"role": "user", "content": question["turns"][turn]})
-                ids = _prompt(engine, talk, template)
+                ids = dialogue.prompt_ids(engine, talk, template)
                 cut[i] += len(ids) > engine.config.context - limit
                 prompts.append(ids[-(engine.config.context - limit) :])
             sampling = _sampling(settings["temperature"], int.from_bytes(_digest([seed, turn, group[0]["id"]])[:4]))
-            stop = ["\n\nUser:"] if template == "plain" else []
-            for i, reply in enumerate(engine.generate(prompts, limit, sampling, stop=stop)):
+            for i, reply in enumerate(engine.generate(prompts, limit, sampling, stop=dialogue.stops(template))):
                 talks[i].append({"role": "assistant", "content": reply.text.strip()})
                 finish[i].append(reply.finish)
         for question, talk, ends, n in zip(group, talks, finish, cut, strict=True):
@@ -191,19 +173,6 @@ def _groups(todo: Sequence[Row]) -> Iterable[list[Row]]:
         yield from (same[i : i + GROUP] for i in range(0, len(same), GROUP))
 
 
-def _template(engine: Any) -> str:
-    """The name of the model's chat template, or "plain" where the tokenizer has no control tokens (proxies on bytes)."""
-    has = engine.tokenizer.special_tokens
-    return engine.template.name if {"<|user|>", "<|assistant|>", "<|end|>"} <= set(has) else "plain"
-
-
-def _prompt(engine: Any, talk: Sequence[Mapping[str, str]], template: str) -> list[int]:
-    if template != "plain":
-        return chat.chat_ids(engine.tokenizer, talk, template)
-    text = "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in talk)
-    return engine.tokenizer.encode(f"{text}\n\nAssistant:")
-
-
 def _sampling(temperature: float, seed: int) -> Any:
     from phi3_jax.inference.engine import Sampling
 
@@ -217,7 +186,7 @@ def grade(
     replies: Sequence[Row],
     asked: Sequence[Row],
     prompts: Mapping[str, Row],
-    judge: Judge,
+    judge: Ask,
     name: str,
     out: str | Path,
     progress: Callable[[int, int, str], None] | None = None,
@@ -235,7 +204,7 @@ def grade(
     Returns:
       Rows: id, category, turn (1, 2), model, judge, rating (None where the text holds none from 1 to 10), judgement.
     """
-    path, found = Path(out) / JUDGEMENTS, []
+    path, found, judged = Path(out) / JUDGEMENTS, [], Judge(name, judge, rating)
     kept = {_identity(row): row for row in _kept(path) if isinstance(row.get("rating"), int | float)}
     for reply, question in zip(replies, asked, strict=True):
         for turn in range(TURNS):
@@ -244,8 +213,8 @@ def grade(
             row |= {"judge": name, "prompt_hash": _digest([prompt.system, prompt.user]).hex()[:16]}
             old = kept.get(_identity(row))
             if old is None:
-                text = judge(prompt)
-                old = row | {"rating": rating(text), "judgement": text}
+                verdict, text = judged(prompt)
+                old = row | {"rating": verdict, "judgement": text}
                 rows.add_rows(path, [old], ANOTHER, JUDGEMENT)
             found.append(old)
             if progress is not None:
@@ -314,68 +283,6 @@ def rows_of(judgements: Sequence[Row], total: int) -> list[Row]:
         whole = task == "mt_bench" and len(members) < TURNS * total
         out.append(row | {"chance": None, "subset_of": TURNS * total if whole else None})
     return out
-
-
-class Endpoint:
-    """A judge behind an OpenAI-compatible server: POST {url}/chat/completions.
-
-    The key is that of the environment variable OPENAI_API_KEY, where it is set.
-    """
-
-    def __init__(self, url: str, model: str, *, timeout: float = 120.0, retries: int = 3, pause: float = 1.0) -> None:
-        """
-        Args:
-          url: such as http://localhost:8000/v1.
-          model: name that the server knows.
-          timeout: seconds for one answer.
-          retries: further attempts after a failure that may pass (no connection, 429, 5xx, a broken answer).
-          pause: seconds before the first of them; doubles each time.
-
-        Raises:
-          UserError: not an http(s) address.
-        """
-        if not re.match(r"https?://[^/\s]+", url):
-            raise UserError(
-                f"--judge {url}: give the address of an OpenAI-compatible server, as http://localhost:8000/v1"
-            )
-        self._url, self._model = url.rstrip("/") + "/chat/completions", model
-        self._timeout, self._retries, self._pause = timeout, retries, pause
-
-    def __call__(self, prompt: str) -> str:
-        """The server's answer.
-
-        Raises:
-          UserError: none came, in one line.
-        """
-        messages = [{"role": "user", "content": getattr(prompt, "user", prompt)}]
-        if system := getattr(prompt, "system", "").strip():
-            messages.insert(0, {"role": "system", "content": system})
-        body = json.dumps({"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 2048}).encode()
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
-            request = urllib.request.Request(self._url, body, headers, method="POST")
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                    text = json.loads(answer.read())["choices"][0]["message"]["content"]
-                if isinstance(text, str):
-                    return text
-                problem = "its answer holds no text"
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code} {error.reason}"
-                if error.code != 429 and error.code < 500:  # asking again will not help
-                    break
-            except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
-                problem = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = "its answer is not that of an OpenAI-compatible server"
-        raise UserError(
-            f"the judge {self._model} at {self._url}: {problem}; the replies and judgements so far are saved, run again "
-            "to go on"
-        )
 
 
 def _digest(value: Any) -> bytes:

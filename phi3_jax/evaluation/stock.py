@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
 import os
+import random
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.records import files
@@ -21,6 +25,8 @@ from phi3_jax.records import files
 NAME = "lm-eval"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWER_SECONDS = 5  # of the Hub, before it counts as out of reach
+SEEDS = (0, 1234, 1234, 1234)  # lm-eval's own: of random, numpy, torch, and of the exemplars that are shown
+RESULTS = "lm-eval"  # the folder of results in lm-eval's own form
 
 Row = dict[str, Any]
 
@@ -53,43 +59,83 @@ def build(
     Raises:
       UserError: no such task, or its data are not to be had; or it would run code.
     """
-    files = [name for name in names if name.endswith((".yaml", ".yml"))]
-    manager = _manager(len(files) < len(names), json.dumps(metadata or {}, sort_keys=True))
+    manager = manager_of(names, metadata or {})
+    specs = specifications(names, data_dir, manager)
+    seeded()
+    try:
+        tasks = manager.load(specs)
+    except Exception as error:  # datasets, jinja and file systems each raise their own
+        raise unloadable(names, error) from error
+    if unsafe := [name for name, task in tasks["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]:
+        raise UserError(
+            f"{', '.join(unsafe)} of lm-eval would run model-written code without a sandbox; use --suite phi3_report "
+            "--tasks humaneval,mbpp --allow_code_execution"
+        )
+    for task in tasks["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEEDS[3])
+    return SimpleNamespace(NAME=NAME, summarise=stock_rows, items=stock_items), tasks
+
+
+def seeded() -> None:
+    """Seeds what lm-eval's own command seeds before it makes items and prompts, with the same numbers."""
+    random.seed(SEEDS[0])
+    np.random.seed(SEEDS[1])
+
+
+def specifications(names: Sequence[str], data_dir: Path | None, manager: Any) -> list[str | dict[str, Any]]:
+    """What lm-eval's task manager loads: names, or configs of task files and of tasks that read `data_dir`.
+
+    Raises:
+      UserError: no such task, or no data of it in `data_dir`.
+    """
     specs: list[str | dict[str, Any]] = []
     for name in names:
-        if name in files:
+        if is_file(name):
             specs.append(_own(Path(name)))
         elif name not in manager.task_index:
             near = [n for n in manager.all_tasks if n.split("_")[0] == name.split("_")[0]] or manager.all_tasks
             raise UserError(f"lm-eval has no task {name!r}{_near(name, near)}")
         else:
             specs.append(name if data_dir is None else _local(manager.task_index[name], name, data_dir))
-    try:
-        tasks = manager.load(specs)
-    except Exception as error:  # datasets, jinja and file systems each raise their own
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        if files:
-            raise UserError(
-                f"lm-eval cannot load {', '.join(names)}: {first}; mend the file or its data_files"
-            ) from error
-        raise UserError(
-            f"lm-eval cannot load {', '.join(names)}: {first}; its data come from the Hugging Face Hub: without it give "
-            f"--data_dir DIR with {names[0]}/test.jsonl, or a task file (--suite lm-eval:task.yaml)"
-        ) from error
-    if unsafe := [name for name, task in tasks["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]:
-        raise UserError(
-            f"{', '.join(unsafe)} of lm-eval would run model-written code without a sandbox; use --suite phi3_report "
-            "--tasks humaneval,mbpp --allow_code_execution"
-        )
-    return SimpleNamespace(NAME=NAME, summarise=stock_rows, items=stock_items), tasks
+    return specs
+
+
+def unloadable(names: Sequence[str], error: Exception) -> UserError:
+    """What loading tasks raised, in one line with a way out."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    if any(map(is_file, names)):
+        return UserError(f"lm-eval cannot load {', '.join(names)}: {first}; mend the file or its data_files")
+    return UserError(
+        f"lm-eval cannot load {', '.join(names)}: {first}; its data come from the Hugging Face Hub: without it give "
+        f"--data_dir DIR with {names[0]}/test.jsonl, or a task file (--suite lm-eval:task.yaml)"
+    )
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is named by its file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def told(tasks: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Changes how the tasks with replies draw them, as lm-eval's --gen_kwargs does."""
+    for task in tasks.get("tasks", tasks).values():
+        if settings and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=dict(settings), update=True)
+
+
+def manager_of(names: Sequence[str], metadata: Mapping[str, Any], include: str | None = None) -> Any:
+    """lm-eval's index of its own tasks (and of those in the folder `include`), or one of none where all are files."""
+    return _manager(not all(map(is_file, names)), json.dumps(metadata, sort_keys=True, default=str), include)
 
 
 @functools.cache
-def _manager(stock: bool, metadata: str = "{}") -> Any:
-    """lm-eval's index of its own tasks, which takes seconds, or one of none."""
+def _manager(stock: bool, metadata: str, include: str | None) -> Any:
+    """It takes seconds to make."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_defaults=stock, metadata=json.loads(metadata))
+    return TaskManager(include_path=include, include_defaults=stock, metadata=json.loads(metadata))
 
 
 def _own(path: Path) -> Row:
@@ -272,3 +318,50 @@ def stock_items(results: Mapping[str, Any], tasks: Any) -> Iterator[Row]:
     for task, samples in results.get("samples", {}).items():
         for sample in samples:
             yield {"task": task, **sample}
+
+
+# ---------------------------------------------------------------------------------------------------- lm-eval's form
+
+
+def readable_samples(results: Mapping[str, Any], readable: Callable[[str], str]) -> None:
+    """Puts conversations in place of their markers, in prompts and in the hashes made of them, in place.
+
+    A marker differs in every process; the same conversation then has the same hash.
+    """
+    from lm_eval.utils import hash_string
+
+    for samples in results.get("samples", {}).values():
+        for sample in samples:
+            shown = [[readable(a) if isinstance(a, str) else a for a in arguments] for arguments in sample["arguments"]]
+            if shown != [list(arguments) for arguments in sample["arguments"]]:
+                sample["arguments"] = shown
+                sample["prompt_hash"] = hash_string(shown[0][0])
+
+
+def write_results(out: Path, results: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+    """Results and samples as lm-eval's own command writes them, for its tools that read and compare them.
+
+    Args:
+      out: the folder gets lm-eval/<model>/results_<date>.json and samples_<task>_<date>.jsonl.
+      results: of `lm_eval.evaluator.evaluate`, with samples.
+      about: config (a mapping), model (its path), system, template: how it was asked.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(out / RESULTS))
+    tracker.general_config_tracker.log_experiment_args(
+        "phi3_jax", {"path": about["model"]}, about["system"], about["template"], about["template"] is not None
+    )
+    samples = copy.deepcopy(results["samples"])
+    whole = {k: v for k, v in results.items() if k != "samples"} | {"config": dict(about["config"])}
+    tracker.save_results_aggregated(results=whole, samples=samples)
+    for task in samples:
+        tracker.save_results_samples(task_name=task.replace("/", "-"), samples=samples[task])
+    folder = out / RESULTS / str(tracker.general_config_tracker.model_name_sanitized)
+    path = folder / f"results_{getattr(tracker, 'date_id', '')}.json"
+    if not path.is_file():  # lm-eval's tracker logs what went wrong, and goes on
+        raise UserError(f"cannot write {path}; free some space, or choose another --out")
+    return path

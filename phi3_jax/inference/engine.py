@@ -36,9 +36,8 @@ ORIGINAL = "original"
 SHORTEST = 32  # least bucket of prompt lengths
 STRIDE = 128  # least bucket of positions read
 Ids = Sequence[int]
-REREADS = (
-    2**17
-)  # phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which
+# phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
+REREADS = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +104,11 @@ class Engine:
         self.batch, self._layout, self._regime = batch, layout, rope_regime
         self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
         self.compilations = 0
+
+    @property
+    def dtype(self) -> str:
+        """What is computed with."""
+        return str(self._dtype.name)
 
     @functools.cached_property
     def template(self) -> templates.Template:

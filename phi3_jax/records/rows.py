@@ -167,9 +167,14 @@ def encoded(row: Mapping[str, Any]) -> bytes:
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Adds a row at a file's end, on a line of its own also after one that a crash has cut. The caller owns the file."""
+    append_all(path, [row])
+
+
+def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
+    """`append` for several rows, in one write."""
     with open(path, "ab+") as file:
         torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + encoded(row))
+        file.write(b"\n" * torn + b"".join(map(encoded, added)))
 
 
 def _key(row: Row, key: Sequence[str] = KEY) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+from scipy import special
 
 from phi3_jax import family, shipped
 from phi3_jax.errors import UserError, nearest
@@ -186,3 +187,45 @@ def families() -> list[FamilyGain]:
         )
         for row in table("families")
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Safety:
+    """A row of the report's responsible-AI table: a mean score, or a share of conversations with a defect.
+
+    Attributes:
+      values: of mini, small, medium; lower is better.
+      share: whether it is a share, whose error its number of conversations would give; that is not published.
+    """
+
+    name: str
+    metric: str
+    values: tuple[float, float, float]
+    share: bool
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        """Change per doubling of parameters, mini to small and small to medium."""
+        first, second = np.diff(self.values) / np.diff(np.log2(SIZES))
+        return float(first), float(second)
+
+    def conversations(self, a: int, b: int, power: float = 0.8, level: float = 0.95) -> float:
+        """How many conversations a model tell two of the three shares apart, by the normal approximation; inf if equal.
+
+        n = (z_level + z_power)^2 (p (1 - p) + q (1 - q)) / (p - q)^2, two-sided.
+        """
+        p, q = self.values[a], self.values[b]
+        if p == q:
+            return math.inf
+        z = special.ndtri((1 + level) / 2) + special.ndtri(power)
+        return float(z**2 * (p * (1 - p) + q * (1 - q)) / (p - q) ** 2)
+
+
+def safety() -> tuple[Safety, ...]:
+    """The five rows of `phi3_safety`."""
+    columns = ("phi3_mini_3.8b", "phi3_small_7b", "phi3_medium_14b")
+    found = []
+    for row in table("phi3_safety"):
+        mini, small, medium = (_number(row[name]) for name in columns)
+        found.append(Safety(row["category"], row["metric"], (mini, small, medium), row["metric"].startswith("DR-")))
+    return tuple(found)

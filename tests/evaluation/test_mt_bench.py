@@ -16,6 +16,7 @@ import phi3_jax
 from phi3_jax.data import tokenizers
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import mt_bench
+from phi3_jax.evaluation.judge import Endpoint
 from phi3_jax.inference.engine import Completion
 from phi3_jax.interop.templates import Template
 from phi3_jax.records import ownership
@@ -274,7 +275,7 @@ def serve() -> Iterator:
 
 def test_an_endpoint_gets_both_parts_and_the_key(serve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(says("Rating: [[6]]"))
-    judge = mt_bench.Endpoint(server.url + "/", "judge-1", pause=0)
+    judge = Endpoint(server.url + "/", "judge-1", pause=0)
     prompt = mt_bench.prompt_of(QUESTIONS[0], ["a", "b"], 0, mt_bench.judge_prompts(data))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert mt_bench.rating(judge(prompt)) == 6
@@ -301,7 +302,7 @@ def test_an_endpoint_gets_both_parts_and_the_key(serve, data: Path, monkeypatch:
 )
 def test_an_endpoint_is_asked_again_where_that_may_help(serve, script: list, calls: int, words: str | None) -> None:
     server = serve(*script)
-    judge = mt_bench.Endpoint(server.url, "judge-1", pause=0)
+    judge = Endpoint(server.url, "judge-1", pause=0)
     if words is None:
         assert judge("x") == "ok"
     else:
@@ -316,27 +317,27 @@ def test_a_server_that_is_down_and_one_that_hangs() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(UserError, match="refused; the replies and judgements so far are saved"):
-        mt_bench.Endpoint(f"http://127.0.0.1:{port}/v1", "j", pause=0)("x")
+        Endpoint(f"http://127.0.0.1:{port}/v1", "j", pause=0)("x")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(UserError, match="timed out"):
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            mt_bench.Endpoint(url, "j", pause=0, timeout=0.2, retries=1)("x")
+            Endpoint(url, "j", pause=0, timeout=0.2, retries=1)("x")
     for url in ("localhost:8000", "file:///etc/passwd", "http://"):
         with pytest.raises(UserError, match="OpenAI-compatible server"):
-            mt_bench.Endpoint(url, "j")
+            Endpoint(url, "j")
 
 
 def test_judgements_before_the_server_went_down_stay(serve, data: Path, tmp_path: Path) -> None:
     server = serve(says("[[5]]"), says("[[6]]"), 500)
     replies = mt_bench.answer(Echo(), QUESTIONS, tmp_path, "m")
-    judge, named = mt_bench.Endpoint(server.url, "j", pause=0), mt_bench.judge_prompts(data)
+    judge, named = Endpoint(server.url, "j", pause=0), mt_bench.judge_prompts(data)
     with pytest.raises(UserError, match="HTTP 500"):
         mt_bench.grade(replies, QUESTIONS, named, judge, "j", tmp_path)
     assert [r["rating"] for r in lines(tmp_path / mt_bench.JUDGEMENTS)] == [5, 6]
     again = serve(says("[[7]]"))
-    judge = mt_bench.Endpoint(again.url, "j", pause=0)
+    judge = Endpoint(again.url, "j", pause=0)
     graded = mt_bench.grade(replies, QUESTIONS, named, judge, "j", tmp_path)
     assert [g["rating"] for g in graded] == [5, 6] + [7] * 8 and len(again.requests) == 8
 

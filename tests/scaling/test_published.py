@@ -164,3 +164,21 @@ def test_holm_and_equivalence() -> None:
     c = gains.Contrast("x", "points", "N", 1, 1, 0.5, 1.0, 0.6, 1.0)
     assert gains.equivalent(c, 2.2) and not gains.equivalent(c, 2.1)  # 0.5 + 1.645 = 2.145
     assert gains.normal_p(1.959964) == pytest.approx(0.05, abs=1e-6) and math.isclose(gains.normal_p(0), 1)
+
+
+def test_the_safety_table_by_size() -> None:
+    rows = {row.name: row for row in published.safety()}
+    assert len(rows) == 5 and [row.share for row in rows.values()].count(False) == 1
+    first, second = rows["Ungroundedness"].steps
+    assert first == pytest.approx(-0.319, abs=5e-4) and second == pytest.approx(-0.094, abs=5e-4)
+    assert second / first == pytest.approx(0.29, abs=5e-3)
+    jailbreak, summaries = rows["Jailbreak"], rows["Harmful Content Summarization"]
+    assert jailbreak.conversations(0, 2) == pytest.approx(11_200, rel=0.01)
+    assert summaries.conversations(0, 2) == pytest.approx(10_300, rel=0.01)
+    shares = [row for row in rows.values() if row.share]
+    assert min(row.conversations(a, b) for row in shares for a, b in ((0, 1), (1, 2), (0, 2))) > 1000
+    # By simulation: so many conversations find the difference four times in five.
+    rng, n = np.random.default_rng(0), round(jailbreak.conversations(0, 2))
+    p, q = (rng.binomial(n, jailbreak.values[i], 4000) / n for i in (0, 2))
+    z = (p - q) / np.sqrt((p * (1 - p) + q * (1 - q)) / n)
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.02)

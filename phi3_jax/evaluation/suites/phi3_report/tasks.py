@@ -33,6 +33,7 @@ GENERATION: dict[str, tuple[int, list[str]]] = {  # tokens at most, stop strings
     "humaneval": (512, list(answers.STOPS)),
     "mbpp": (512, ["[DONE]"]),
 }
+HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's, of an item
 YES_OR_NO = ("boolean_expressions", "sports_understanding", "web_of_lies")  # BBH tasks of two answers without options
 
 
@@ -291,6 +292,7 @@ def items(results: Mapping[str, Any], tasks: Mapping[str, ReportTask]) -> Iterat
         for sample in _samples(results, key):
             doc, given = sample["doc"], sample["filtered_resps"]
             item = {"task": key, "id": doc["id"], "subset": doc["subset"], "correct": sample[task.headline]}
+            item |= {name: sample[name] for name in HASHES} | {"prompt": sample["arguments"][0][0]}
             if task.scoring == "harness":
                 logprobs = [float(result[0]) for result in given]
                 truthful = task.headline == "mc2"

@@ -1,0 +1,81 @@
+"""The suite `calibration`: known confidences give known numbers; the command, stopped and gone on with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "launch"))
+pytest.importorskip("lm_eval")
+from test_evaluate import boolq, evaluate, make_run, rows_in, trivia, write_lines
+
+from phi3_jax.evaluation import calibration
+
+
+def items(right: np.ndarray, sure: np.ndarray) -> list[dict]:
+    return [{"correct": bool(r), "confidence": float(s)} for r, s in zip(right, sure, strict=True)]
+
+
+def values(right: np.ndarray, sure: np.ndarray) -> dict[str, dict]:
+    return {row["metric"]: row for row in calibration.of_items("t", items(right, sure))}
+
+
+def test_a_model_that_knows_what_it_knows_and_one_that_boasts() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.2, 1, 4000)
+    right = rng.random(4000) < sure
+    honest, boasts = values(right, sure), values(right, np.full(4000, 0.99))
+    assert honest["ece"]["value"] < 0.03 < 0.3 < boasts["ece"]["value"] == pytest.approx(0.99 - right.mean())
+    assert honest["brier"]["value"] < boasts["brier"]["value"] == pytest.approx(np.mean((0.99 - right) ** 2))
+    assert honest["accuracy_at_50"]["value"] > honest["accuracy_at_80"]["value"] > honest["accuracy"]["value"]
+    assert boasts["auroc"]["value"] == 0.5 and honest["auroc"]["low"] > 0.6
+    assert honest["accuracy_at_90"]["n"] == 3600
+
+
+def test_errors_of_a_few_answers_by_hand() -> None:
+    right, sure = np.array([True, False, True]), np.array([0.9, 0.8, 0.3])
+    found = values(right, sure)
+    assert found["ece"]["value"] == pytest.approx((0.1 + 0.8 + 0.7) / 3)
+    assert found["brier"]["value"] == pytest.approx((0.01 + 0.64 + 0.49) / 3)
+    assert found["auroc"]["value"] == 0.5 and found["accuracy_at_50"]["value"] == 0.5
+    assert "auroc" not in values(np.ones(3, bool), sure), "nothing to tell apart"
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"), [("I don't know.", True), ("I'm not sure", True), ("Known as Paris", False)]
+)
+def test_what_counts_as_not_knowing(text: str, unknown: bool) -> None:
+    assert bool(calibration._UNKNOWN.search(text)) == unknown
+
+
+def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name, make in (("boolq", boolq), ("triviaqa", trivia)):
+        write_lines(tmp_path / "data" / name / "test.jsonl", [make(i) for i in range(5)])
+        write_lines(tmp_path / "data" / name / "fewshot.jsonl", [make(i) for i in range(20, 26)])
+    run = make_run(tmp_path / "run")
+    words = ["--model", run, "--suite", "calibration", "--data_dir", tmp_path / "data", "--batch", 2]
+    assert evaluate(*words, "--out", tmp_path / "whole") == 0
+    score, calls = calibration.Engine.score, []
+
+    def stop_at_second(self, pairs):
+        calls.append(len(pairs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(self, pairs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration.Engine, "score", stop_at_second)
+        assert evaluate(*words, "--out", tmp_path / "b") == 130
+        assert evaluate(*words, "--out", tmp_path / "b") == 0
+    files = {p.name: p.read_bytes() for p in (tmp_path / "whole").rglob("*.jsonl")}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*.jsonl")} == files and len(files) == 3
+    assert "are those of an earlier start" in capsys.readouterr().err
+    rows = {(r["task"], r["metric"]): r for r in rows_in(tmp_path / "whole" / "evals.jsonl")}
+    assert ("triviaqa", "p_true_ece") in rows and ("triviaqa", "abstained") in rows and ("boolq", "ece") in rows
+    found = rows_in(tmp_path / "whole" / "items" / "calibration-boolq.jsonl")
+    assert all(0.5 <= item["confidence"] <= 1 and len(item["logprobs"]) == 2 for item in found)
+    for more, said in ((["--tasks", "boolk"], "did you mean 'boolq'"), (["--tasks", "mmlu"], "mmlu")):
+        assert evaluate(*words, *more) == 2 and said in capsys.readouterr().err
