@@ -27,6 +27,8 @@ WHITE = 255
 MOST_CROPS = 64
 # Pixels of a file that is read at all: twice Pillow's limit, from which on it speaks of decompression bombs.
 MOST_PIXELS = 178_956_970
+# (3, 256): what each level of each channel becomes.
+_LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - MEAN[:, None]) / STD[:, None]
 _CUBIC = -0.75  # of the global view's bicubic kernel, as torch has it
 
 
@@ -220,8 +222,7 @@ def padded(picture: Picture, grid: Grid, tile: int = 336) -> np.ndarray:
 
 def normalised(pixels: np.ndarray) -> np.ndarray:
     """float32 (3, h, w) of uint8 (h, w, 3): of mean 0 and standard deviation 1 over CLIP's pictures."""
-    values = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    return (values - MEAN[:, None, None]) / STD[:, None, None]
+    return np.stack([of.take(pixels[:, :, channel]) for channel, of in enumerate(_LEVELS)])
 
 
 @functools.lru_cache(maxsize=64)
@@ -253,8 +254,11 @@ def tiles_of(picture: Picture, crops: int, eyes: Vision) -> np.ndarray:
     """
     grid, tile = picture.grid(crops, eyes), eyes.tile
     values = normalised(padded(picture, grid, tile))
-    cut = values.reshape(3, grid.rows, tile, grid.columns, tile).transpose(1, 3, 0, 2, 4)
-    return np.concatenate([overview(values, tile)[None], cut.reshape(-1, 3, tile, tile)])
+    tiles = np.empty((grid.tiles, 3, tile, tile), np.float32)
+    tiles[0] = overview(values, tile)
+    places = tiles[1:].reshape(grid.rows, grid.columns, 3, tile, tile)
+    places[...] = values.reshape(3, grid.rows, tile, grid.columns, tile).transpose(1, 3, 0, 2, 4)
+    return tiles
 
 
 # ------------------------------------------------------------------------------------------------ places

@@ -77,7 +77,7 @@ def test_programs_are_as_many_as_buckets(model: loading.Model) -> None:
         (reply,) = engine.generate(["<|image_1|>"], 1, images=[[photo(*size, seed)]])
         tokens.add(reply.prompt_tokens)
     assert len(tokens) >= 3, "the pictures have different grids"
-    # 5, 5, 3, 3, 5 and 5 tiles at most: the tower for 3, 4 and 6 of them, prompts of 512 and 1024.
+    # 5, 5, 4, 4, 5 and 5 tiles at most: the tower for 3, 4 and 5 of them, and a prompt after each.
     assert engine.compilations <= 6
     before = engine.compilations
     engine.generate(["<|image_1|>"], 1, images=[[photo(33, 31, 9)]])
