@@ -72,7 +72,7 @@ def tensors_of(leaf: str, spec: ParamSpec, cfg: ModelConfig, part: np.ndarray, l
         return [_joined(name, [view], matrix)]
     if kind == "out" and matrix and part.ndim == 4:
         return [Tensor(name, (part.shape[-1], math.prod(part.shape[:-1])), (part.transpose(3, 0, 1, 2),))]
-    if spec.inputs or spec.role == "unembedding":
+    if spec.inputs or spec.role in ("unembedding", "adapter"):
         part = part.T
     return [Tensor(name, spec.published or part.shape, (part,))]
 
