@@ -27,9 +27,9 @@ class Replay(Engine):
 
     said: dict[tuple[int, ...], list[int]]
 
-    def _run(self, prompts, replies, more, sampling) -> None:
+    def _run(self, prompts, replies, more, sampling, album) -> None:
         for prompt, reply in zip(prompts, replies, strict=True):
-            ids = [*self.said[tuple(prompt)], self.tokenizer.eos_id]
+            ids = [*self.said[tuple(prompt.ids)], self.tokenizer.eos_id]
             assert len(ids) <= more
             any(not reply.take(token, 0.0) for token in ids)
 

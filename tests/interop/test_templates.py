@@ -25,7 +25,7 @@ def _brings(folder: Path, **config: object) -> Path:
 def test_a_checkpoint_names_its_template_by_what_it_says(name, tmp_path):
     """Whatever the model is: other spellings, other places, one of several."""
     model, text = published("small"), JINJA[name].replace("message", "m").replace("'<|endoftext|>'", "eos_token")
-    text = text.replace("in ms", "in messages")
+    text = text.replace("in ms", "in messages").replace("ms[-1]", "messages[-1]")
     found = template_of(_brings(tmp_path, chat_template=text, eos_token={"content": "<|endoftext|>"}), model)
     assert found.name == name and f"{tmp_path}/tokenizer_config.json" in found.why
     several = [{"name": "tools", "template": "x"}, {"name": "default", "template": text}]
