@@ -16,7 +16,7 @@ from phi3_jax import experiment, verbs
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*(ROOT / "phi3_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
 # Options of other programs that messages quote.
-FOREIGN = {"--ntasks", "--mem", "--spot", "--cap-add"}
+FOREIGN = {"--ntasks", "--mem", "--spot", "--cap-add", "--model_args", "--batch_size", "--confirm_run_unsafe_code"}
 
 
 def text_of(node: ast.AST) -> str:

@@ -25,7 +25,10 @@ PROGRAMS = sorted(
 )
 
 
-WORDS = {"submit": "--config experiments/scaling.py:mini,scale=pico --backend local --dry_run"}
+WORDS = {
+    "submit": "--config experiments/scaling.py:mini,scale=pico --backend local --dry_run",
+    "lm_eval": "--model phi3_jax --model_args path=x --tasks arc_easy",  # lm-eval's own flags: no verb of ours
+}
 
 
 def test_every_program_starts_at_the_top() -> None:
@@ -34,7 +37,7 @@ def test_every_program_starts_at_the_top() -> None:
         tree = ast.parse(path.read_text())
         (main,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "__name__ == '__main__'"]
         calls = [ast.unparse(n.func) for n in ast.walk(main) if isinstance(n, ast.Call)]
-        starts = {"start", "commands.start", "main"} & {*calls}
+        starts = {"start", "commands.start", "main", "run"} & {*calls}
         assert "sys.exit" in calls and starts, f"{path} does not start in entry.py"
         if "start" in starts and path.parent.name != "launch":  # its own imports take seconds, in which Ctrl-C comes
             first = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -138,7 +141,7 @@ def test_ctrl_c_while_a_command_imports_is_one_line(tmp_path: Path) -> None:
         verb = (
             {"export": "data", "retrieval_probe": "probe"}.get(path.stem, path.stem) if "-m" in program else path.stem
         )
-        words = WORDS.get(verb, verbs.TABLE[verb].example)
+        words = WORDS[verb] if verb in WORDS else verbs.TABLE[verb].example
         child = subprocess.Popen(
             [sys.executable, *program, *shlex.split(words)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},

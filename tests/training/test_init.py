@@ -190,8 +190,8 @@ def test_no_more_than_a_leaf_and_a_few_layers_is_on_the_host(tmp_path: Path) -> 
             use()
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        # jax's own objects take some 0.5 MB
-        assert min(peaks) < bound * largest + 1_000_000 < 0.6 * total, (peaks, largest, total)
+        # jax's own objects take 0.5 to 1.5 MB, most of it after other tests
+        assert min(peaks) < bound * largest + 2_000_000 < 0.6 * total, (peaks, largest, total)
 
 
 # ------------------------------------------------------------------------------------------------ training
