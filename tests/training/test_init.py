@@ -168,7 +168,7 @@ def test_on_every_mesh_training_goes_the_same_way(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("compiled_anew")
 def test_no_more_than_a_leaf_and_a_few_layers_is_on_the_host(tmp_path: Path) -> None:
     """The mesh of this test is host memory too, but not numpy's, which alone is traced."""
-    shape = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=32, vocab_size=256)
+    shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=32, vocab_size=256)
     source = f"hf:{random_folder(tmp_path / 'source', 'mini_window', ml_dtypes.bfloat16, **shape)}"
     weights = loading.open_weights(source)
     specs = huggingface.leaves_of(weights.config)
@@ -190,8 +190,8 @@ def test_no_more_than_a_leaf_and_a_few_layers_is_on_the_host(tmp_path: Path) -> 
             use()
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        # jax's own objects take 0.5 to 1.5 MB, most of it after other tests
-        assert min(peaks) < bound * largest + 2_000_000 < 0.6 * total, (peaks, largest, total)
+        # jax's own objects take 0.5 to 3 MB, most of it after other tests
+        assert min(peaks) < bound * largest + 6_000_000 < 0.6 * total, (peaks, largest, total)
 
 
 # ------------------------------------------------------------------------------------------------ training
