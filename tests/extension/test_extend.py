@@ -167,6 +167,7 @@ def test_a_list_of_ones_own_and_block_sparse_layers(data: Path, tmp_path: Path, 
     assert rope.long[3] == 1.75 and not rope.mscale_when_short
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_mixed_windows_and_what_comes_out_is_the_model(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -60,6 +60,7 @@ def alone(rows: list[Any], model: Model) -> Iterator[list[tuple[float, int]]]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_is_fine_tuned_on_its_own_ids(tmp_path: Path) -> None:
     options = "--config.data.held_out=0", "--config.data.window=2048"
     folder, rows, model = tuned(tmp_path, "sft,epochs=8,lr=5e-3", "sft_mini", *options)
