@@ -34,13 +34,8 @@ def write(work: Work, out: Path, manifest: Mapping[str, Any]) -> Path:
     body += ["<h2>Rules</h2>", _alone(work, seen, manifest)]
     body += [_step(work, manifest, step, seen) for step in manifest["steps"]]
     body += [_contamination(manifest), _knowledge(manifest), _inputs(manifest)]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{markup.text(title)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{markup.STYLE}{STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
-    )
     path = out / "report.html"
-    files.write_text(path, page)
+    files.write_text(path, markup.page(title, body, STYLE))
     return path
 
 
