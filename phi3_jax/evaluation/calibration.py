@@ -36,7 +36,6 @@ TASKS = tuple(
     name for name, b in BENCHMARKS.items() if name == TRIVIA or ("harness" in b.scorings and name != "winogrande")
 )
 COVERAGES = (0.5, 0.8, 0.9)
-BINS = 15
 DRAWS = 400  # of the bootstrap behind the interval of the calibration error
 MAX_NEW = 32
 _UNKNOWN = re.compile(
@@ -217,7 +216,7 @@ def _known(task: str, prefix: str, right: np.ndarray, sure: np.ndarray) -> list[
     found = []
     if right.any() and not right.all():
         found.append(
-            safety.row(task, f"{prefix}auroc", safety.separation(sure[right], sure[~right]), "generate")
+            safety.row(task, f"{prefix}auroc", statistics.separation(sure[right], sure[~right]), "generate")
             | {"chance": 0.5}
         )
     found.append(safety.row(task, f"{prefix}ece", _bootstrap(right, sure), "generate"))
@@ -230,17 +229,10 @@ def surest(sure: np.ndarray, coverage: float) -> np.ndarray:
     return np.argsort(-sure, kind="stable")[: max(1, round(coverage * len(sure)))]
 
 
-def ece(right: np.ndarray, sure: np.ndarray) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over 15 bins of equal mass, by mass."""
-    order = np.argsort(sure, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if part.size]
-    return float(sum(abs(right[p].mean() - sure[p].mean()) * p.size for p in parts) / len(order))
-
-
 def _bootstrap(right: np.ndarray, sure: np.ndarray) -> statistics.Estimate:
     """The calibration error with the spread of draws of items around it; small samples bias it upwards."""
     rng, n = np.random.default_rng(0), len(right)
-    draws = np.array([ece(right[i], sure[i]) for i in rng.integers(0, n, (DRAWS, n))])
-    value, stderr = ece(right, sure), float(draws.std(ddof=1))
+    draws = np.array([statistics.calibration_error(right[i], sure[i]) for i in rng.integers(0, n, (DRAWS, n))])
+    value, stderr = statistics.calibration_error(right, sure), float(draws.std(ddof=1))
     half = special.ndtri((1 + statistics.LEVEL) / 2) * stderr
     return statistics.Estimate(value, stderr, max(0.0, value - half), min(1.0, value + half), n)
