@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from phi3_jax.reporting.figures import _figure
+from phi3_jax.reporting.figures import sheet
 
 if TYPE_CHECKING:
     from phi3_jax.study.plan import Plan
@@ -20,7 +20,7 @@ CATEGORIES = ("#08306B", "#56B4E9", "#A6CEE3", "#E69F00", "#D55E00", "#009E73", 
 
 def chip_hours(found: Mapping[str, Sequence[Plan]]) -> Figure:
     """Chip-hours and days of the proposal of each model, stacked, a bar for each topology."""
-    figure = _figure(4.2, FOOTER)
+    figure = sheet(4.2, FOOTER)
     axes = figure.subplots(1, 2)
     labels = [f"{t}\n{three[0].proposal.setup.topology.chips} chips" for t, three in found.items()]
     for ax, what in zip(axes, ("chip-hours (thousands)", "days, one model after the other"), strict=True):
@@ -42,7 +42,7 @@ def memory(three: Sequence[Plan]) -> Figure:
     """Bytes a device by category, of each model's proposal, beside the device's limit."""
     from phi3_jax.planning.memory import limit
 
-    figure = _figure(3.2, FOOTER)
+    figure = sheet(3.2, FOOTER)
     ax = figure.subplots()
     names = [plan.proposal.setup.model.name for plan in three]
     left = np.zeros(len(three))

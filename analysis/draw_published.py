@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from phi3_jax.family import ROUNDED, TRIO
-from phi3_jax.reporting.figures import _figure, size_style
+from phi3_jax.reporting.figures import sheet, size_style
 from phi3_jax.scaling import gains, published
 from phi3_jax.scaling.published import Benchmark
 from phi3_jax.statistics import wilson
@@ -48,7 +48,7 @@ def _group_handles(ax: Axes) -> list:
 
 def curves(rows: Sequence[Benchmark]) -> Figure:
     """Every benchmark against parameters, with Wilson intervals; dashed: the line through mini and medium."""
-    figure = _figure(9.6, FOOTER)
+    figure = sheet(9.6, FOOTER)
     for ax, b in zip(figure.subplots(4, 5).flat, rows, strict=True):
         p = 100 * np.array(b.scores)
         bounds = 100 * np.array([wilson(x * b.n, b.n) for x in b.scores])
@@ -72,7 +72,7 @@ def curves(rows: Sequence[Benchmark]) -> Figure:
 
 def error_lines(rows: Sequence[Benchmark]) -> Figure:
     """log2 of the error against log of the size, as the report's Figure 3, with 14B; a straight line is a power law."""
-    figure = _figure(4.6, FOOTER)
+    figure = sheet(4.6, FOOTER)
     axes = figure.subplots(1, 2)
     chosen = {"MMLU"}, {"TriviaQA", "MATH", "GSM-8K", "BigBench-Hard", "HellaSwag", "ANLI"}
     for ax, names in zip(axes, chosen, strict=True):
@@ -105,7 +105,7 @@ def error_lines(rows: Sequence[Benchmark]) -> Figure:
 
 def forest(rows: Sequence[Benchmark], scale: str = "points") -> Figure:
     """Second gain minus first per doubling of N and of C, with other families as a band; filled: significant after Holm."""
-    figure = _figure(1.6 + 0.27 * len(rows), FOOTER)
+    figure = sheet(1.6 + 0.27 * len(rows), FOOTER)
     axes = figure.subplots(1, 2, sharey=True)
     order = sorted(rows, key=lambda b: next(c.value for c in gains.contrasts(rows, "points") if c.benchmark == b.name))
     unit = {"points": "points", "logit": "log-odds", "exponent": "exponent of the error"}[scale]
@@ -134,7 +134,7 @@ def forest(rows: Sequence[Benchmark], scale: str = "points") -> Figure:
 
 def versions() -> Figure:
     """Gains per doubling in three versions of the table: first step against second."""
-    figure = _figure(4.4, FOOTER)
+    figure = sheet(4.4, FOOTER)
     names = {"v4": "report v4", "azure": "cards, 23 April 2024", "hf": "Hugging Face card, April 2024"}
     for ax, (version, title) in zip(figure.subplots(1, 3, sharex=True, sharey=True), names.items(), strict=True):
         rows = published.benchmarks(version)
@@ -155,7 +155,7 @@ def versions() -> Figure:
 def decomposition(rows: Sequence[Benchmark]) -> Figure:
     """What each contrast is made of (`gains.decompose`): stacked parts, and the whole with its interval."""
     parts = sorted(gains.decompose(rows), key=lambda d: d.total)
-    figure = _figure(1.3 + 0.29 * len(parts), FOOTER)
+    figure = sheet(1.3 + 0.29 * len(parts), FOOTER)
     ax = figure.subplots()
     for y, d in enumerate(parts):
         left = {1: 0.0, -1: 0.0}
@@ -182,7 +182,7 @@ def safety() -> Figure:
     """The rows of the responsible-AI table by size; shares with the interval that 1,000 conversations would give."""
     n = 1000  # the report gives no number
     footer = f"Published scores of the released models (arXiv:2404.14219v4); bars: 95% intervals of {n:,} conversations"
-    figure = _figure(4.2, footer)
+    figure = sheet(4.2, footer)
     left, right = figure.subplots(1, 2)
     for k, row in enumerate(published.safety()):
         ax, colour = (right if row.share else left), LINES[k]
@@ -202,7 +202,7 @@ def safety() -> Figure:
 
 def same_recipe(rows: Sequence[Benchmark]) -> Figure:
     """How far phi-3-small lies from the curve through mini and medium, which share a recipe, by skill group."""
-    figure = _figure(4.6, FOOTER)
+    figure = sheet(4.6, FOOTER)
     ax = figure.subplots()
     d1, d2 = np.diff(np.log2(published.SIZES))
     y, ticks = 0, []

@@ -2,6 +2,7 @@
 
     python launch/curate.py --config experiments/curation.py --input FOLDER --output curated/mine
     python launch/curate.py --config experiments/curation.py:fineweb --input crawl --output curated/web
+    python launch/curate.py --config experiments/curation.py:for=mini --input FOLDER --output curated/mini
     python launch/run.py    --config experiments/scaling.py:sweep,data=curated/mine          # trains on it
 
 Words after the colon, separated by commas:
@@ -12,6 +13,11 @@ Words after the colon, separated by commas:
     rule=FILE.py:NAME   a rule of your own as well: a function (text, row) -> number or true and false, see `own` below
     benchmarks=FOLDER   items of benchmarks that the corpus must not hold: NAME/test.jsonl, or a .jsonl file, with question
                         and answer or target. Documents with one are dropped (--config.rules.decontaminate.mode=cut|tag)
+    for=mini|small|...  the knowledge filter for a model of this size, or of so many parameters (for=3.8B): of documents
+                        that state facts those with the fewest bits of facts per word stay, until the distinct bits reach
+                        --config.rules.knowledge.bits times the parameters; for=medium keeps more, and all that mini keeps.
+                        With --reuse curated/mini it only selects: nothing is measured again
+    scale=pico          for= names the proxy of this scale, as in scaling.py; full: the released model
     text_field=text     the field of a row that holds its text
 
 Every parameter of every step is a key: --config.rules.near.jaccard=0.9. The order is one too: --config.order=exact,near.
@@ -22,10 +28,13 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from phi3_jax.curation.config import base, with_steps
+from phi3_jax.errors import UserError
 from phi3_jax.experiment import parse_arguments
+from phi3_jax.family import MEMBERS, SCALES, proxy, published
+from phi3_jax.keys import parse_count
 
 TARGETS = ("own", "fineweb")
-WORDS = {"rule": str, "text_field": str, "benchmarks": str}
+WORDS = {"rule": str, "text_field": str, "benchmarks": str, "for": str, "scale": ("full", *SCALES)}
 CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
 LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
 
@@ -42,7 +51,25 @@ def get_config(argument: str = "") -> ConfigDict:
     if "benchmarks" in words:
         order.insert(order.index("personal"), "decontaminate")
         rules = rules | {"decontaminate": {"benchmarks": words["benchmarks"]}}
+    if "for" in words:
+        order.append("knowledge")
+        rules = rules | {"knowledge": {"parameters": parameters(words["for"], words.get("scale", "pico"))}}
+    elif "scale" in words:
+        raise UserError(f"scale={words['scale']} says which proxy for= means; name one, such as for=mini")
     return with_steps(config, *order, **rules)
+
+
+def parameters(size: str, scale: str) -> int:
+    """Non-embedding parameters of a size at a scale, or the number that was typed.
+
+    Raises:
+      UserError: neither.
+    """
+    if size[:1].isdigit():
+        return parse_count(size, "a number of parameters")
+    if scale == "full" and size not in MEMBERS:
+        raise UserError(f"for={size} at scale=full is none of {', '.join(MEMBERS)}")
+    return (published(size) if scale == "full" else proxy(size, scale)).matrix_params
 
 
 # FineWeb's order; C4 without its rule on how a line ends, as FineWeb uses it. Addresses are replaced last, as there.

@@ -446,6 +446,7 @@ class PreferenceConfig:
       label_smoothing: share of pairs whose label is taken to be wrong; sigmoid, sigmoid_norm and robust read it.
       gamma: SimPO's target margin.
       sft: weight of the mean nll of chosen responses, added to the loss.
+      on_the_fly: the reference is the frozen weights of a run of adapters, read in each step, not a pass before the first.
     """
 
     loss: str = "sigmoid"
@@ -453,6 +454,7 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     gamma: float = 0.5
     sft: float = 0.0
+    on_the_fly: bool = dataclasses.field(default=False, metadata={"since": False})
 
     def __post_init__(self) -> None:
         _require_known("preference.loss", self.loss, PREFERENCES)

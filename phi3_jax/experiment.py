@@ -135,6 +135,7 @@ KEYS: dict[str, Any] = dict(
         label_smoothing=share("share of pairs whose label is taken to be wrong", 0.0, 0.499),
         gamma=number("SimPO's target margin", 0.5, 0.0, 1e3),
         sft=number("weight of the mean nll of chosen responses, added to the loss", 0.0, 0.0, 1e3),
+        on_the_fly=switch("with adapters: the frozen weights are the reference in each step; no pass before the first"),
     ),
     lora=dict(  # adapters beside the frozen weights train.init
         rank=whole("rank of adapters, which are trained instead of the weights; default: none", None, 1, MOST_RANK),

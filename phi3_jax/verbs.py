@@ -375,6 +375,9 @@ there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
         "sample": Flag(
             number("forecasts what each step keeps, from this share of the documents; writes nothing", None, 1e-9, 1.0)
         ),
+        "reuse": Flag(
+            local("a finished curation of the same input: what it measured is not measured again"), "FOLDER"
+        ),
         "why": Flag(word("prints the fate of the document with this id in the curation at --output", None), "ID"),
         "engine": Flag(word("this machine, or Ray (pip install 'daft[ray]')", "native", "native", "ray")),
         "workers": Flag(whole("processes; without, one a core", None, 1, 4096)),

@@ -44,7 +44,8 @@ def command(given: Mapping[str, Any]) -> None:
         print(forecast(config | {"sample": given["sample"]}, inputs, engine))
         return
     out = Path(given["output"])
-    manifest = pipeline.curate(config, inputs, out, engine)
+    other = None if given["reuse"] is None else Path(given["reuse"])
+    manifest = pipeline.curate(config, inputs, out, engine, other)
     print(summary(manifest))
     for line in page.warnings(manifest):
         print(f"warning: {line}")
@@ -85,4 +86,14 @@ def summary(manifest: Mapping[str, Any]) -> str:
         left -= step["documents"]
         lines.append(f"{step['step']:20} {-step['documents']:>10,} {left:>12,}")
     lines.append(f"{'kept':20} {'':>10} {total['kept']:>12,} documents {total['tokens_kept']:>15,} tokens")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(room, manifest["notes"].values())]).rstrip()
+
+
+def room(note: Mapping[str, Any]) -> str:
+    """What a knowledge filter gave room to; "" of another step's note."""
+    if "budget" not in note:
+        return ""
+    return (
+        f"facts: {note['facts']:,} of {note['bits']:,.0f} bits in {note['documents_with_facts']:,} documents; room for "
+        f"{note['budget']:,.0f} bits at {note['parameters']:,} parameters"
+    )

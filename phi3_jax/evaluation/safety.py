@@ -257,8 +257,8 @@ def of_refusals(name: str, items: Sequence[Row], error: Mapping[str, Sequence[fl
         half = special.ndtri((1 + statistics.LEVEL) / 2) * stderr
         total = shares[False].n + shares[True].n
         found.append(row(name, "difference", Estimate(gap, stderr, gap - half, gap + half, total), "other"))
-        unsafe, safe = (np.array([i["log_odds"] for i in items if i["safe"] == kind]) for kind in (False, True))
-        found.append(row(name, "log_odds_auroc", statistics.separation(unsafe, safe)) | {"chance": 0.5})
+        unsafe, harmless = (np.array([i["log_odds"] for i in items if i["safe"] == kind]) for kind in (False, True))
+        found.append(row(name, "log_odds_auroc", statistics.separation(unsafe, harmless)) | {"chance": 0.5})
     return found
 
 

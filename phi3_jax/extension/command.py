@@ -56,7 +56,11 @@ def command(flags: Mapping[str, Any]) -> int:
         cfg = extended(found, result)
         write_run(found.weights, cfg, out / SEARCH / "model" if flags["train"] else out)
         status = train(found, out, cfg, judge, evaluation, result) if flags["train"] else 0
-    print(f"{cfg.name}: {out}, {out / FACTORS}")
+        if not status:
+            from phi3_jax.extension import page  # matplotlib only here
+
+            page.write(out, result, found.weights.config.label)
+    print(f"{cfg.name}: {out}, {out / FACTORS}" + ("" if status else f", {out / 'extension.html'}"))
     return status
 
 
@@ -231,8 +235,8 @@ def _chosen(
 def unseen(
     judge: Judge, evaluation: Mapping[str, Rows], factors: Sequence[float], scale: float, original: int
 ) -> dict[str, Any]:
-    """What a list makes of rows that no search saw: text loss by position, digits and needle loss by length."""
-    found: dict[str, Any] = {"digits": {}, "needle_nll": {}}
+    """What a list makes of unseen rows: text loss by position; by length the digits, also by depth, and the needle loss."""
+    found: dict[str, Any] = {"digits": {}, "by_depth": {}, "needle_nll": {}}
     for name, one in evaluation.items():
         nll, hit = judge(one, factors, scale)
         if name == "text":
@@ -241,6 +245,7 @@ def unseen(
             found["beyond"] = float(nll[:, original:].mean())
         else:
             found["digits"][name], found["needle_nll"][name] = float(hit.mean()), float(nll.mean())
+            found["by_depth"][name] = [float(hit[d :: made_of.DEPTHS].mean()) for d in range(made_of.DEPTHS)]
     return found
 
 

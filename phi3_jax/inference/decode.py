@@ -13,7 +13,7 @@ from phi3_jax.configs import ModelConfig
 from phi3_jax.inference.cache import KVCache, attend_one, remembered, slots_of
 from phi3_jax.models import vision
 from phi3_jax.models.attention import attend
-from phi3_jax.models.decoder import embed, layer, logits_of, mask_of
+from phi3_jax.models.decoder import PIECE, embed, layer, logits_of, mask_of
 from phi3_jax.models.layers import norm
 from phi3_jax.models.layout import ANYWHERE, Layout, join, per_device
 from phi3_jax.models.rotary import rope_table
@@ -148,7 +148,7 @@ def _hidden(
     table = jax.lax.optimization_barrier(rope_table(positions, cfg, long, dtype))
     for i, stacked in enumerate(params["blocks"]):
         weights = jax.tree.map(lambda w: w[0], layout.gather(stacked, dtype))
-        x = layer(x, weights, table, cfg, of_layer(i), layout)
+        x = layer(x, weights, table, cfg, of_layer(i), layout, PIECE)
     return norm(x, top["final_norm"], cfg)
 
 

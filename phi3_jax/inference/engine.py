@@ -28,7 +28,7 @@ from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.interop import templates
 from phi3_jax.interop.loading import Model, token_ids
 from phi3_jax.models import vision
-from phi3_jax.models.decoder import hidden_states, logits_of
+from phi3_jax.models.decoder import PIECE, hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
@@ -178,7 +178,7 @@ class Engine:
         ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
             """Of `count` tokens after each start, and of `last` (batch, choices) after the whole row."""
             hidden = hidden_states(
-                params, tokens, self.config, dtype=self._dtype, rope_regime=long, layout=self._layout
+                params, tokens, self.config, dtype=self._dtype, rope_regime=long, layout=self._layout, piece=PIECE
             )
             at = jnp.minimum(starts[:, None] + jnp.arange(count), lengths[:, None] - 1)
             logits = logits_of(jnp.take_along_axis(hidden, at[..., None], axis=1), params, self.config)

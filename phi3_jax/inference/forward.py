@@ -45,7 +45,9 @@ def scores(
       layout: where activations lie on a mesh.
     """
     table = None if factors is None or scale is None else rotary.table_of(positions, cfg, factors, scale)
-    hidden = decoder.hidden_states(params, tokens, cfg, positions=positions, dtype=dtype, rope=table, layout=layout)
+    hidden = decoder.hidden_states(
+        params, tokens, cfg, positions=positions, dtype=dtype, rope=table, layout=layout, piece=decoder.PIECE
+    )
     params = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
 
     def part(hidden: jax.Array, targets: jax.Array, index: jax.Array, params: Tree) -> tuple[jax.Array, jax.Array]:

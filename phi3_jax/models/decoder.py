@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 Tree = Any
+PIECE = 8192  # positions of a long row that feed-forward layers take at a time where nothing is trained
 # What a backward pass keeps of each layer; the rest is computed again.
 REMAT = {
     "none": None,
@@ -44,11 +45,12 @@ def layer(
     cfg: ModelConfig,
     attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     layout: Layout = ANYWHERE,
+    piece: int | None = None,
 ) -> Float[jax.Array, "b t d"]:
     """One pre-norm block.
 
     `attention` gets queries, keys and values of these tokens, rotated, and gives what `attention.attend` does; decoding
-    brings the keys and values of earlier tokens in with it.
+    brings the keys and values of earlier tokens in with it. `piece` is as in `hidden_states`.
     """
     name = checkpoint_name
     with jax.named_scope("attention"):
@@ -57,12 +59,33 @@ def layer(
         q, k, v = rotate(q, table), jnp.squeeze(rotate(k, table), 3), jnp.squeeze(v, 3)
         a = name(attention(q, k, v), "attention")
         x = x + cfg.residual_multiplier * linear(a, params["out"], 3, layout.residual())
-    with jax.named_scope("mlp"):
+
+    def mlp(x: jax.Array) -> jax.Array:
         h = layout.put(norm(x, params["mlp_norm"], cfg), layout.inner())
         if cfg.experts:
             return x + cfg.residual_multiplier * experts.mixture(h, params, cfg.experts)
         gate, up = (name(y, "gate_up").squeeze(2) for y in linears(h, params["gate_up"], (1, 1), axis=1))
         return x + cfg.residual_multiplier * linear(activate(gate, up, cfg), params["down"], 1, layout.residual())
+
+    with jax.named_scope("mlp"):
+        return _in_pieces(mlp, x, piece)
+
+
+def _in_pieces(block: Callable[[jax.Array], jax.Array], x: jax.Array, piece: int | None) -> jax.Array:
+    """block(x), x (batch, time, embed), `piece` positions at a time where they all lie on the same device."""
+    (rows, columns, width), time = spec_of(x), x.shape[1]
+    if piece is None or time <= piece or columns:
+        return block(x)
+    count, rest = divmod(time, piece)
+    head, tail = jax.lax.split(x, [count * piece, rest], axis=1) if rest else (x, None)
+
+    def shaped(x: jax.Array, *time: int) -> jax.Array:
+        spec = P(join(rows), *[None] * len(time), join(width)) if explicit(x) else None
+        return jax.lax.reshape(x, (x.shape[0], *time, x.shape[-1]), out_sharding=spec)
+
+    done = jax.lax.map(block, jnp.moveaxis(shaped(head, count, piece), 1, 0))
+    done = shaped(jnp.moveaxis(done, 0, 1), count * piece)
+    return done if tail is None else jnp.concatenate([done, block(tail)], axis=1)
 
 
 def mask_of(
@@ -87,6 +110,7 @@ def hidden_states(
     rope: Float[jax.Array, "b t 2 k/2"] | None = None,
     pictures: tuple[jax.Array, jax.Array] | None = None,
     layout: Layout = ANYWHERE,
+    piece: int | None = None,
 ) -> Float[jax.Array, "b t d"]:
     """Final hidden states, after the last norm, in `dtype`.
 
@@ -105,6 +129,8 @@ def hidden_states(
       rope: cos and sin in the place of those of the config, see `rotary.table_of`.
       pictures: rows (of `vision.rows`) and index (batch, time): which row takes a token's place, -1 for none.
       layout: where activations lie on a mesh, and whether stored parameters have to be gathered, a layer at a time.
+      piece: positions that the feed-forward layers take at a time, for rows that are not trained on: their inner
+        activations, the largest arrays of a long row, are then of `PIECE` positions and not of all.
     """
     if remat not in REMAT:
         raise UserError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
@@ -125,7 +151,7 @@ def hidden_states(
         depth = jax.tree.leaves(stacked)[0].shape[0]
         for i in range(depth):
             see = attends[(first + i) % len(attends)]
-            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, see, layout)  # noqa: B023
+            x = layer(x, jax.tree.map(lambda w: w[i], stacked), table, cfg, see, layout, piece)  # noqa: B023
         return x
 
     if isinstance(params["blocks"], list):  # a layer each, as decoding keeps them

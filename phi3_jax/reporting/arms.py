@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
-from phi3_jax.reporting.figures import STYLE, Drawn, _figure, depth_floor, save, size_style
+from phi3_jax.reporting.figures import STYLE, Drawn, depth_floor, save, sheet, size_style
 from phi3_jax.scaling import causal
 from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
 from phi3_jax.statistics import Estimate
@@ -74,7 +74,7 @@ def _curve(ax: Axes, rows: Sequence[Row], arm: str, endpoint: str, style: tuple[
 
 def curves(rows: Sequence[Row], pair: Sequence[str], footer: str, sizes_of: str = "") -> Figure:
     """Recall of the universe and of the corpus, and exact rows, against size, in two arms (or more)."""
-    figure = _figure(4.3, footer)
+    figure = sheet(4.3, footer)
     axes = figure.subplots(1, 3)
     for ax, endpoint in zip(axes, (UNIVERSE, OWN, EXACT), strict=True):
         for style, arm in zip(ARM_STYLE, pair, strict=False):
@@ -92,7 +92,7 @@ def curves(rows: Sequence[Row], pair: Sequence[str], footer: str, sizes_of: str 
 def effects(rows: Sequence[Row], pair: tuple[str, str], footer: str) -> Figure | None:
     """Gains per doubling in each arm, and the interaction: points on the left, log-odds on the right."""
     ends = [e for e in (UNIVERSE, OWN, EXACT) if any(e in row.scores for row in rows)]
-    figure = _figure(1.5 + 0.95 * len(ends), footer)
+    figure = sheet(1.5 + 0.95 * len(ends), footer)
     axes = figure.subplots(1, 4, gridspec_kw={"width_ratios": [1.25, 1, 1.25, 1]})
     try:
         for k, scale in enumerate(("points", "logit")):
@@ -142,7 +142,7 @@ def mixture(best: Mapping[str, causal.BestShare], split: Mapping[str, causal.Cei
     """Composite against the share of knowledge for each size, and what loosening adds, split in two."""
     if not best or not split:
         return None
-    figure = _figure(4.2, footer)
+    figure = sheet(4.2, footer)
     left, right = figure.subplots(1, 2)
     for member, found in best.items():
         colour, marker = size_style(member)
@@ -176,7 +176,7 @@ def controls(rows: Sequence[Row], footer: str) -> Figure | None:
     arms = [a for a in dict.fromkeys(row.arm for row in rows) if not a.startswith("width")]
     if len(arms) < 3 or not any({OWN, EXACT} & row.scores.keys() for row in rows):
         return None
-    figure = _figure(1.3 + 0.36 * len(arms), footer)
+    figure = sheet(1.3 + 0.36 * len(arms), footer)
     axes = figure.subplots(1, 2, sharey=True)
     for ax, endpoint in zip(axes, (OWN, EXACT), strict=True):
         for y, arm in enumerate(arms):
@@ -225,7 +225,7 @@ def compute(rows: Sequence[Row], footer: str) -> Figure | None:
     ends, names = losses_of_text(rows)[:6], list(dict.fromkeys(row.arm for row in rows))
     if not ends or len(names) < 2:
         return None
-    figure = _figure(3.4 * -(-len(ends) // 2) + 0.5, footer)
+    figure = sheet(3.4 * -(-len(ends) // 2) + 0.5, footer)
     axes = figure.subplots(-(-len(ends) // 2), 2, squeeze=False).ravel()
     for ax in axes[len(ends) :]:
         ax.set_visible(False)
@@ -256,7 +256,7 @@ def frequencies(rows: Sequence[Row], footer: str) -> Figure | None:
     here = [row for row in rows if any(key.endswith("recall_by_frequency") for key in row.scores)]
     if not here:
         return None
-    figure = _figure(4.0, footer)
+    figure = sheet(4.0, footer)
     ax, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
     for row in sorted(here, key=lambda row: row.size):
         points = sorted(
@@ -336,7 +336,7 @@ def rates(rows: Sequence[Row], arms: Mapping[str, Mapping[str, Any]], footer: st
     if not found:
         return None
     panels = list(dict.fromkeys(r.mup for r in found))
-    figure = _figure(4.2, footer)
+    figure = sheet(4.2, footer)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, mup in zip(axes, panels, strict=True):
         here = [r for r in found if r.mup == mup]

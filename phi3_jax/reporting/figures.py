@@ -77,7 +77,8 @@ def _budget_style(index: int, count: int) -> tuple[str, str]:
     return BUDGET_STYLE[max(len(BUDGET_STYLE) - count + index, index % len(BUDGET_STYLE) if count > 4 else 0)]
 
 
-def _figure(height: float, footer: str) -> Figure:
+def sheet(height: float, footer: str) -> Figure:
+    """An empty figure of the page's width, `height` inches high, with a line at its foot that says what was trained."""
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     figure.set_layout_engine("constrained", rect=(0.0, 0.28 / height, 1.0, 1 - 0.28 / height), w_pad=0.12, h_pad=0.1)
     figure.text(0.008, 0.07 / height, footer, fontsize=8.5, color="#444444", ha="left", va="bottom")
@@ -148,7 +149,7 @@ def loss_figure(runs: list[Run], footer: str) -> Figure | None:
     losses = plotted_losses(endpoints(runs))[:6]
     if not losses:
         return None
-    figure = _figure(3.4 * len(losses) + 0.3, footer)
+    figure = sheet(3.4 * len(losses) + 0.3, footer)
     axes = figure.subplots(len(losses), 2, squeeze=False, sharey="row")
     for (left, right), endpoint in zip(axes, losses, strict=True):
         table = cells(runs, endpoint)
@@ -209,7 +210,7 @@ def knowledge_figure(runs: list[Run], footer: str) -> Figure | None:
     panels = recalls + [e for e in known.values() if e.metric == "bits_per_parameter"]
     if not panels:
         return None
-    figure = _figure(4.2, footer)
+    figure = sheet(4.2, footer)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, endpoint in zip(axes, panels, strict=True):
         table = cells(runs, endpoint)
@@ -259,7 +260,7 @@ def reasoning_figure(runs: list[Run], footer: str) -> Figure | None:
         return None
     main = [e for e in shares if not e.task.startswith(("gap", "depth"))][:2]
     graded = [e for e in shares if e not in main]
-    figure = _figure(4.2, footer)
+    figure = sheet(4.2, footer)
     axes = figure.subplots(1, len(main) + bool(graded), squeeze=False)[0]
     for ax, endpoint in zip(axes, main, strict=False):
         table = cells(runs, endpoint)
@@ -355,7 +356,7 @@ def gains_figure(runs: list[Run], footer: str) -> Figure | None:
     if not heights:
         return None
     inches = [0.36 * h + 1.0 for h in heights]
-    figure = _figure(sum(inches) + 0.75, footer)
+    figure = sheet(sum(inches) + 0.75, footer)
     grid = figure.add_gridspec(len(heights), 4, height_ratios=inches)
     if points:
         axes = [figure.add_subplot(grid[0, i]) for i in range(4)]
@@ -412,7 +413,7 @@ def training_figure(runs: list[Run], footer: str) -> Figure | None:
     panels = [(key, member) for key in keys for member in members]
     columns = min(4, len(members))
     rows = -(-len(panels) // columns)
-    figure = _figure(2.9 * rows + 0.75, footer)
+    figure = sheet(2.9 * rows + 0.75, footer)
     axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if len(keys) > 1 else "all", sharex=True)
     most = max((t for r in runs if (t := r.last("tokens"))), default=1.0)
     unit, name = next(((u, n) for u, n in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if most >= u), (1.0, ""))

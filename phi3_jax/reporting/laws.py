@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from phi3_jax.reporting.figures import _figure
+from phi3_jax.reporting.figures import sheet
 from phi3_jax.scaling import intervals, laws
 from phi3_jax.scaling.forecast import Score
 from phi3_jax.units import human_count
@@ -25,7 +25,7 @@ def percent(residuals: np.ndarray) -> np.ndarray:
 
 def frontier(fit: laws.Fit, scores: Sequence[Score], footer: str, unit: str = "nats per token") -> Figure:
     """Loss against compute (6 N D), a curve per size, with the law's frontier; stars are runs that were forecast."""
-    figure = _figure(4.6, footer)
+    figure = sheet(4.6, footer)
     left, right = figure.subplots(1, 2)
     label = laws.sizes(fit.n)
     low, high = fit.d.min() / 1.6, max([fit.d.max(), *(s.d for s in scores)]) * 1.6
@@ -85,7 +85,7 @@ def _stars(
 
 def residual_panels(fit: laws.Fit, footer: str) -> Figure:
     """Residuals against N, D and D / N: a trend says that the form does not hold."""
-    figure = _figure(3.4, footer)
+    figure = sheet(3.4, footer)
     for ax, (x, name) in zip(
         figure.subplots(1, 3, sharey=True),
         ((fit.n, "non-embedding parameters"), (fit.d, "tokens"), (fit.d / fit.n, "tokens per parameter")),

@@ -34,6 +34,15 @@ def text(value: Any) -> str:
     return html.escape(str(value))
 
 
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A whole page of parts in HTML, which needs nothing from elsewhere; empty parts are left out."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}{style}</style></head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
+    )
+
+
 def items(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 

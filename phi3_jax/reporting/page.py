@@ -46,17 +46,12 @@ def _write(study: Study) -> Path:
         suffix = f"-{number}" if many else ""
         drawn, left_out = figures.draw(runs, study.folder / "figures", suffix)
         body.append(f"<h2>{markup.text(name[0].upper() + name[1:])}</h2>" if many else "")
-        body.append(sections.figure_list(drawn, left_out, runs))
+        body.append(sections.figure_list(drawn, left_out, what_was_trained(runs)))
         body += [sections.training_note(runs), sections.laws(study, runs, suffix, scores)]
         body += [sections.scores(runs), sections.gain_table(runs)]
     body += [sections.run_tables(study), sections.notes(study)]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{markup.text(_title(study))}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{markup.STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
-    )
     path = study.folder / "report.html"
-    files.write_text(path, page)
+    files.write_text(path, markup.page(_title(study), body))
     return path
 
 

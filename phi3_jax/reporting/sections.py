@@ -22,9 +22,8 @@ from phi3_jax.scaling.endpoints import Endpoint, endpoints, log_odds_sensible, m
 from phi3_jax.units import human_count
 
 
-def figure_list(drawn: Sequence[Any], left_out: Sequence[str], runs: list[Run]) -> str:
-    """Figures with their captions and files, and a line for each that was left out."""
-    label = what_was_trained(runs)
+def figure_list(drawn: Sequence[Any], left_out: Sequence[str], label: str) -> str:
+    """Figures with their captions, their files and what was trained, and a line for each that was left out."""
     parts = []
     for figure in drawn:
         data = base64.b64encode(figure.svg.read_bytes()).decode()
@@ -121,7 +120,11 @@ def _law(
     )
     drawn = figures.Drawn(paths[0].stem, f"The law of the {quantity(end)}", caption, *paths)
     header, lines = pictures.law_table(fit, worth)
-    return None, card, figure_list([drawn], (), runs) + markup.table(header, [("", line) for line in lines])
+    return (
+        None,
+        card,
+        figure_list([drawn], (), what_was_trained(runs)) + markup.table(header, [("", line) for line in lines]),
+    )
 
 
 def _forecasts(scores: Sequence[Any]) -> str:
@@ -241,7 +244,9 @@ def arm_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict:
         return ""
     parts = [
         figure_list(
-            arms.draw(study.folder / "figures", rows, config, verdict, what_was_trained(study.runs)), (), study.runs
+            arms.draw(study.folder / "figures", rows, config, verdict, what_was_trained(study.runs)),
+            (),
+            what_was_trained(study.runs),
         )
     ]
     tables = [("The interaction in numbers, with 95% intervals", arms.effect_table(verdict))] if verdict else []

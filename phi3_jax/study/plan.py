@@ -58,11 +58,13 @@ class Plan:
 
     @property
     def reference_seconds(self) -> float:
-        """Of the pass that makes the reference's log-probabilities once, at full rate; 0 where there is none."""
+        """Of the forward passes that make the reference's log-probabilities, at full rate; 0 where there are none."""
         rows, setup = self.job.rows, self.configured.setup
-        if not self.job.reads_reference or rows is None:
+        if not self.job.reference or rows is None:
             return 0.0
-        return forward_seconds(setup, rows.windows * rows.window)
+        return forward_seconds(
+            setup, rows.windows * rows.window if self.job.reference == "kept" else round(self.tokens)
+        )
 
     def days(self, way: Candidate) -> float:
         """Of the whole budget at the roofline's speed."""

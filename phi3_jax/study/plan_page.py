@@ -189,7 +189,10 @@ def _cost(plan: Plan) -> list[str]:
             f"chip{'s' * (chips > 1)}, at the least"
         ]
     if seconds := plan.reference_seconds:
-        lines += [f"  before them one pass over the data for the reference, kept with the run: {_span(seconds)}"]
+        what = "before them one pass over the data for the reference, kept with the run"
+        if plan.job.reference == "frozen":
+            what = "beside them one forward pass of each step for the reference"
+        lines += [f"  {what}: {_span(seconds)}"]
     if best.setup == way.setup:
         return [*lines, "this is the best the search finds"]
     faster = best.tokens_per_s / way.tokens_per_s

@@ -46,7 +46,8 @@ class Job:
       frozen_bytes: bytes of a value of those then.
       pairs: it learns from preference pairs.
       given: it is post-training, and so has `rows` where the data are named.
-      reads_reference: the loss has a reference, whose log-probabilities one pass over the data makes first.
+      reference: where the loss has its reference from: "kept", one pass over the data before the run; "frozen", one forward
+        pass of each step; or nowhere.
     """
 
     model: ModelConfig
@@ -61,7 +62,7 @@ class Job:
     pairs: bool = False
     given: bool = False
     rows: Rows | None = None
-    reads_reference: bool = False
+    reference: str = ""
 
     @property
     def how(self) -> dict[str, Any]:
@@ -130,8 +131,15 @@ def given(config: Any, topology: Topology) -> Job:
     return Job(
         model, count_params(model), math.ceil((train.epochs or 1) * once), length, batch * length,
         config.optim.name or family.PROXY_OPTIM.name, 2 if half else 4, studies.lora_of(config, model), frozen, pairs,
-        True, rows, pairs and config.preference.loss not in ("orpo", "simpo"),
+        True, rows, _reference(config) if pairs else "",
     )  # fmt: skip
+
+
+def _reference(config: Any) -> str:
+    """See `Job.reference`."""
+    if config.preference.loss in ("orpo", "simpo"):
+        return ""
+    return "frozen" if config.preference.on_the_fly else "kept"
 
 
 def named(init: str, context: str = "") -> ModelConfig:

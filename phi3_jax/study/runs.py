@@ -225,6 +225,12 @@ def _require_unseen(size: str, budget: int, manifest: Mapping[str, Any]) -> None
 
 def require_frozen(config: Any) -> None:
     """UserError where adapters are asked for that have nothing to stand beside, or an optimiser of whole matrices."""
+    if config.preference.on_the_fly and (config.lora.continued or config.lora.rank is None):
+        what = "goes on with adapters" if config.lora.continued else "trains all weights"
+        raise UserError(
+            f"preference.on_the_fly reads the frozen weights as the reference, and this run {what}: the weights it starts "
+            "from are nowhere in it; leave it out, and one pass before the first step makes the reference"
+        )
     if config.lora.rank is None and not config.lora.continued:
         return
     if not config.train.init:

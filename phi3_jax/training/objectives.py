@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -63,7 +63,8 @@ class Objective:
       weigh: weigh(batch, loss) gives the fields that depend on a *global* batch, before it is cut into microbatches: by
         what its terms are divided. `weights` are there in every batch: 0 where there is no loss.
       gathers: whether the loss may be given those positions alone that carry one.
-      reference: whether it reads the field `reference`, which is made of the weights that a run starts from.
+      reference: where its field `reference` comes from, if it reads one: "kept", from one pass of the weights that a run
+        starts from (`training.reference`), or "frozen", from the frozen weights of a run of adapters in each step.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Objective:
     loss: Callable[[jax.Array, Head, Fields, OptimConfig], Terms]
     weigh: Callable[[Fields, Loss], dict[str, jax.Array]] = _by_domain
     gathers: bool = True
-    reference: bool = False
+    reference: Literal["", "kept", "frozen"] = ""
 
 
 def _cross_entropy(hidden: jax.Array, head: Head, fields: Fields, optim: OptimConfig) -> Terms:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -162,5 +163,6 @@ def preference(how: PreferenceConfig) -> Objective:
         }
         return Terms(total, jax.lax.stop_gradient(nll), extra)
 
+    source: Literal["", "kept", "frozen"] = "" if not reads else "frozen" if how.on_the_fly else "kept"
     fields = ("targets", "segments", "weights", "sft_weights", *(("reference",) if reads else ()))
-    return Objective(f"preference {how.loss}", fields, loss, _weigh, gathers=False, reference=reads)
+    return Objective(f"preference {how.loss}", fields, loss, _weigh, gathers=False, reference=source)

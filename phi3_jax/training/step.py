@@ -156,9 +156,10 @@ def loss_and_grads(
     Raises:
       UserError: the batch has not all fields that the objective reads.
     """
-    count = len(loss.domains)
+    count, in_step = len(loss.domains), loss.objective.reference == "frozen"
     batch = batch | loss.objective.weigh(batch, loss)
-    if missing := [name for name in loss.objective.fields if name not in batch]:
+    made = {"reference"} if in_step else set()
+    if missing := [name for name in loss.objective.fields if name not in batch and name not in made]:
         raise UserError(
             f"the objective {loss.objective.name} reads {', '.join(missing)}, which the data lack (they have "
             f"{', '.join(sorted(batch))}); train on a data set that brings them"
@@ -166,6 +167,9 @@ def loss_and_grads(
     sizes = jnp.sum(batch["domains"][..., None] == jnp.arange(1, count + 1), axis=(0, 1))
 
     def of_trained(params: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        if in_step:
+            nll = eval_step(frozen, batch, run)["nll"]
+            batch = batch | {"reference": jnp.where(batch["domains"] > 0, -nll, 0.0)}
         return batch_loss(whole_params(params, frozen, run), batch, run, loss)
 
     grad_fn = jax.value_and_grad(of_trained, has_aux=True)

@@ -61,7 +61,7 @@ def _batches(
 
     def get(number: int) -> dict[str, jax.Array]:
         local = source[number]
-        if loss.objective.reference:
+        if loss.objective.reference == "kept":
             places, values = kept()
             sources, records = places(number)
             local["reference"] = reference.spread(values, sources[rows], records[rows], local["segments"])
@@ -256,7 +256,7 @@ def _train(
 
         def first_state(state: step.TrainState) -> step.TrainState:
             state = _with_params(state, read_params) if given and read_params and not run.parent else state
-            if loss.objective.reference:
+            if loss.objective.reference == "kept":
                 reference.make(ds, run, mesh, eval_step, state.params, folder)
             return state
 

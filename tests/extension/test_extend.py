@@ -76,6 +76,12 @@ def test_what_is_written_is_a_model_with_the_new_window(run: Path, data: Path, t
     once = dataclasses.replace(rope, short_mscale=1.0, long_mscale=1.0)
     same = dataclasses.replace(model, config=dataclasses.replace(model.config, longrope=once))
     np.testing.assert_allclose(same.logits(ids[:, :32]), plain.logits(ids[:, :32]), atol=1e-5)
+    page = (out / "extension.html").read_text()
+    assert "with the list of longrope, " in page and page.count("data:image/svg+xml") == 3
+    assert f"{tried['longrope']['unseen']['beyond']:.3f}" in page
+    depths = tried["longrope"]["unseen"]["by_depth"]
+    for length, share in tried["longrope"]["unseen"]["digits"].items():  # 48 questions: 8 depths of 5, 2 of 4
+        assert np.average(depths[length], weights=[5] * 8 + [4] * 2) == pytest.approx(share)
     assert extend(run, data, out, "--method", "longrope") == 0  # again: nothing is searched anew
     assert json.loads((out / "factors.json").read_text())["long_factor"] == found["long_factor"]
 
@@ -167,6 +173,7 @@ def test_a_list_of_ones_own_and_block_sparse_layers(data: Path, tmp_path: Path, 
     assert rope.long[3] == 1.75 and not rope.mscale_when_short
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_mixed_windows_and_what_comes_out_is_the_model(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -183,6 +190,7 @@ def test_training_goes_on_in_mixed_windows_and_what_comes_out_is_the_model(
     assert tree["data"]["source"].startswith("long:") and tree["steps"] * tree["batch_windows"] * 128 == 1024
     found = json.loads((out / "factors.json").read_text())["made_by"]["trained"]
     assert found["tokens"] == 1024 and found["short"] > 0
+    assert "After 1,024 tokens of training" in (out / "extension.html").read_text()
     metrics = json.loads((config.parent / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["loss/short"] > 0 and metrics["loss/long"] > 0
     assert extend(run, data, out, *words) == 0  # finished: nothing is trained again

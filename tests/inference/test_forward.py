@@ -13,7 +13,7 @@ import pytest
 from phi3_jax import family
 from phi3_jax.data import long_rows as rows
 from phi3_jax.extension import lists
-from phi3_jax.inference import forward
+from phi3_jax.inference import decode, forward
 from phi3_jax.interop import loading
 from phi3_jax.models import decoder
 from phi3_jax.models.spec import init_params, param_specs
@@ -57,6 +57,29 @@ def test_any_number_of_devices_gives_the_same_and_it_is_the_forward_pass() -> No
     want = -jnp.take_along_axis(jax.nn.log_softmax(logits), given.targets[..., None], -1)[..., 0][:, 16:]
     np.testing.assert_allclose(nll, want, atol=2e-5)
     assert np.abs(judge("dp", 1)(given, lists.pi(TASK), 1.1)[0] - nll).max() > 1e-3
+
+
+@pytest.mark.parametrize("piece", [12, 64, 16])  # five pieces and a rest, one piece, whole pieces
+def test_feed_forward_layers_take_long_rows_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, factors = some_rows(), lists.yarn(TASK)
+    whole, _ = judge("dp", 1)(given, factors, 1.1)
+    params, ids = decode.unstack(noisy()), jnp.asarray(given.tokens)
+
+    def read(ids: jax.Array) -> tuple[jax.Array, object]:
+        return decode.prefill(params, ids, jnp.full(len(ids), 60), CFG, 80)
+
+    def goes_in_pieces() -> bool:
+        return "scan" in str(jax.make_jaxpr(lambda ids: read(ids))(ids))
+
+    logits, cache = read(ids)
+    assert not goes_in_pieces()
+    for module in (decoder, decode):
+        monkeypatch.setattr(module, "PIECE", piece)
+    assert goes_in_pieces() == (piece < 64), "control"
+    again, kept = read(ids)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), (again, kept), (logits, cache))
+    for strategy, devices in (("dp", 1), ("fsdp", 8)):
+        np.testing.assert_allclose(judge(strategy, devices)(given, factors, 1.1)[0], whole, atol=2e-5)
 
 
 def rotary_table(given: rows.Rows, factors: np.ndarray, scale: float) -> jax.Array:

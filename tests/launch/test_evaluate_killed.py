@@ -147,6 +147,7 @@ def killed(tmp_path: Path, kills: int) -> None:
     assert ownership.owner_of(broken, inside=True) is None
 
 
+@pytest.mark.slow
 def test_killed_at_a_few_random_moments(tmp_path: Path) -> None:
     killed(tmp_path, 4)
 

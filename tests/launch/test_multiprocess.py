@@ -221,6 +221,7 @@ def test_four_processes_equal_one_with_four_devices_to_rounding(cache: Path, fou
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_four_processes_loads_on_any_number_of_devices_bit_for_bit(four: Path) -> None:
     one, *more = (state_of(four, devices) for devices in (1, 2, 8))
     for state in more:
@@ -237,6 +238,7 @@ def test_two_processes_with_two_devices_equal_four_with_one_bit_for_bit(
     assert_same_run(tmp_path, four)
 
 
+@pytest.mark.slow
 def test_what_stops_one_process_stops_all_after_saving_one_step(cache: Path, tmp_path: Path) -> None:
     job = Job(cache, tmp_path, 2, program=[sys.executable, "-c", DAMAGED])
     (_, err), (_, other_err) = job.end(2, 2)

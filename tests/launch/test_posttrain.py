@@ -60,6 +60,7 @@ def alone(rows: list[Any], model: Model) -> Iterator[list[tuple[float, int]]]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_is_fine_tuned_on_its_own_ids(tmp_path: Path) -> None:
     options = "--config.data.held_out=0", "--config.data.window=2048"
     folder, rows, model = tuned(tmp_path, "sft,epochs=8,lr=5e-3", "sft_mini", *options)
@@ -163,20 +164,31 @@ def test_adapters_are_trained_resumed_merged_and_trained_on(tmp_path: Path) -> N
     pairs = json.loads((GOLDENS / "dpo_mini.json").read_text())["rows"]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     last = {}
-    for name, more in (("merged", "lora=2"), ("on", "continue=true")):
+    for name, more in (("merged", "lora=2"), ("on", "continue=true"), ("fly", "lora=2")):
         config = f"{ROOT}/experiments/posttrain.py:dpo,model={sft},data=pairs.jsonl,name={name},epochs=6,lr=5e-3,{more}"
-        done = run(config, *words[:2], "--config.train.log_every=1", cwd=tmp_path)
+        done = run(
+            config,
+            *words[:2],
+            "--config.train.log_every=1",
+            *["--config.preference.on_the_fly=true"] * (name == "fly"),
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         (place,) = [path.parent for path in (tmp_path / f"runs/{name}").glob("*/metrics.jsonl")]
         metrics = read_rows(place / "metrics.jsonl")
         assert metrics[0]["rewards/margin"] == pytest.approx(0, abs=1e-4)  # the reference is what it starts from
         assert metrics[-1]["rewards/margin"] > 1e-3
         last[name] = place
+        if name == "fly":
+            assert not (place / reference.NAME).exists()
+            continue
         expected = np.array([[-nats for nats, _ in pair] for pair in alone(pairs, load(str(sft)))])
         (kept,) = reference.read(place)
         kept = kept.reshape(-1, 2)[np.any(kept.reshape(-1, 2) != 0, axis=1)]
         assert np.abs(kept[:, None] - expected[None]).max(-1).min(1).max() < 1e-3
     assert saved(last["merged"])[0]["params.blocks.qkv.lora_a"].shape[-1] == 2
+    kept, made = ([row["loss"] for row in read_rows(last[name] / "metrics.jsonl")] for name in ("merged", "fly"))
+    np.testing.assert_allclose(kept, made, rtol=1e-5)
     assert saved(last["on"])[0]["params.blocks.qkv.lora_a"].shape[-1] == 4
     for name, base in (("merged", str(sft)), ("on", f"hf:{tmp_path / 'base'}")):
         whole, beside = load(str(last[name])).logits(ids), load(base, adapter=str(last[name])).logits(ids)
@@ -196,6 +208,7 @@ def test_adapters_are_trained_resumed_merged_and_trained_on(tmp_path: Path) -> N
         ("lora=4", ("--config.optim.name=muon",), "muon learns whole matrices"),
         ("continue=true", (), "is no run of adapters"),
         ("epochs=1", ("--config.lora.alpha=8",), "lora.rank is not set"),
+        ("epochs=1", ("--config.preference.on_the_fly=true",), "reference, and this run trains all weights"),
     ],
 )
 def test_adapters_that_cannot_be_are_one_line(

@@ -103,7 +103,9 @@ def test_an_older_data_set_run_and_quantised_model_load(made: Path, monkeypatch:
     assert "fingerprint" in done.stdout
 
 
-@pytest.mark.parametrize("turn", range(len(DAMAGE)))
+@pytest.mark.parametrize(
+    "turn", [0, 1, *(pytest.param(turn, marks=pytest.mark.slow) for turn in range(2, len(DAMAGE)))]
+)
 def test_damaged_state_files_stop_no_resume_and_are_written_again(made: Path, turn: int) -> None:
     """In turn k the i-th file is damaged in the (i + k)-th way; in every second turn done.json stays."""
     ways = list(DAMAGE.values())

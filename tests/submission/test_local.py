@@ -58,6 +58,7 @@ def test_finished_runs_are_skipped_by_fingerprint(study: Path, submit: Callable)
     assert status == 2 and "optim.peak_lr: 0.003 -> 0.01" in err
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why_until_it_is_started_again(
     study: Path, submit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
