@@ -91,6 +91,11 @@ def test_the_fall_is_split_into_its_two_parts(tmp_path: Path) -> None:
     assert first == pytest.approx(-37.5, abs=1) and second == pytest.approx(-2.5, abs=1)
 
 
+def test_two_seeds_have_intervals_and_decide_nothing(tmp_path: Path) -> None:
+    found = said(write(tmp_path, SUPPORTED, seeds=2))
+    assert found["Verdict"] == "Verdict: undecided." and "[" in found["b"] and "2 seeds; 3 are needed" in found["b"]
+
+
 def test_a_missing_arm_and_a_trial_are_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path, SUPPORTED)
     lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
