@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.models.kernels import blocksparse, chunked, cudnn, flash, splash
 from phi3_jax.models.layout import explicit, join, per_device, spec_of, ways
-from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
+from phi3_jax.models.masks import ORIGIN, Mask, Origin, part_rows, piece, seen
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,7 +52,7 @@ class Problem:
     head_dim: int
     dtype: jnp.dtype
     mask: Mask
-    splits_time: bool
+    time_shards: int
     splits_heads: bool
 
 
@@ -71,7 +71,7 @@ def _blocksparse_obstacle(p: Problem) -> str | None:
         return "it knows no packed documents"
     if p.mask.window is not None:
         return "the mask has a window too"
-    return "it knows no heads or times split over devices" if p.splits_time or p.splits_heads else None
+    return "it knows no heads or times split over devices" if p.time_shards > 1 or p.splits_heads else None
 
 
 # name -> (kernel of one device's part, why it cannot serve a problem or None)
@@ -139,8 +139,9 @@ def attend(
 ) -> Float[jax.Array, "b t g r k"]:
     """Attention of queries over keys.
 
-    On an explicit mesh each device computes its own rows, heads and queries; keys and values are gathered over a split
-    time. Letters of shapes as in `decoder`.
+    On an explicit mesh each device computes its own rows and heads. Over a split time keys and values are gathered, and
+    devices exchange half of their queries, so that each has as much to do (`masks.part_rows`). Letters of shapes are those
+    of `decoder`.
 
     Args:
       mask: what each query may see.
@@ -154,13 +155,13 @@ def attend(
     """
     mask, mesh = mask.simplified(q.shape[1]), jax.typeof(q).sharding.mesh
     batch, time, heads = spec_of(q)[:3]
-    splits_time, splits_heads = ways(mesh, time) > 1, ways(mesh, heads) > 1
-    problem = Problem(platform_of(q), q.shape[1], q.shape[-1], q.dtype, mask, splits_time, splits_heads)
+    shards, splits_heads, length = ways(mesh, time), ways(mesh, heads) > 1, q.shape[1]
+    problem = Problem(platform_of(q), length, q.shape[-1], q.dtype, mask, shards, splits_heads)
     name = choose(implementation, problem)
     kernel, total = _KERNELS[name][0], q.shape[2] * q.shape[3]
     tiles, tile_specs = None, P()
     if name == "splash":
-        tiles = splash.prepare(mask, q.shape, ways(mesh, heads), ways(mesh, time))
+        tiles = splash.prepare(mask, q.shape, ways(mesh, heads), shards)
         tile_specs = splash.specs(tiles, mesh, P(join(heads), join(time))) if explicit(q) else P()
 
     def part(
@@ -171,22 +172,34 @@ def attend(
         positions: jax.Array | None,
         tiles: Any,
     ) -> jax.Array:
-        if splits_time:
+        rows = None
+        if shards > 1:
+            q, rows = _exchanged(q, time, shards), part_rows(length, shards, jax.lax.axis_index(time))
             k, v = _gathered(k, time), _gathered(v, time)
             segments = None if segments is None else _gathered(segments, time)
             positions = None if positions is None else _gathered(positions, time)
         origin = Origin(
-            row=jax.lax.axis_index(time) * q.shape[1] if splits_time else None,
+            rows=rows,
             head=jax.lax.axis_index(heads) * q.shape[2] * q.shape[3] if splits_heads else 0,
             heads=total,
         )
         here = dataclasses.replace(mask, segments=segments, positions=positions)
-        return kernel(q, k, v, here, scale, origin, *([] if tiles is None else [tiles]))
+        out = kernel(q, k, v, here, scale, origin, *([] if tiles is None else [tiles]))
+        return out if rows is None else _exchanged(out, time, shards)
 
     rows, keys = P(join(batch), join(time)), P(join(batch), join(time), join(heads), None)
     queries = P(*keys, None)
     specs = (queries, keys, keys, rows, rows, tile_specs)
     return per_device(part, specs, queries, q, k, v, mask.segments, mask.positions, tiles)
+
+
+def _exchanged(x: jax.Array, axes: tuple[str, ...], shards: int) -> jax.Array:
+    """Rows of each device in order, made those of `part_rows`; those, put back in order."""
+    half = piece(shards * x.shape[1], shards)
+    if half == x.shape[1]:
+        return x
+    pairs = [(i, shards - 1 - i) for i in range(shards)]
+    return jnp.concatenate([x[:, :half], jax.lax.ppermute(x[:, half:], axes, pairs)], axis=1)
 
 
 def _gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

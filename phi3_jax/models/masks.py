@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from phi3_jax.configs import BlockSparse
 
@@ -41,15 +42,31 @@ class Mask:
 
 
 class Origin(NamedTuple):
-    """Where one device's part begins: its first query's row (None: row 0 and all of them), its first head, and how many
-    heads there are in all (0: the part's own)."""
+    """Which part one device has: the row of each of its queries, (t,) (None: all rows in order), its first head, and how
+    many heads there are in all (0: the part's own)."""
 
-    row: jax.Array | None = None
+    rows: jax.Array | None = None
     head: jax.Array | int = 0
     heads: int = 0
 
 
 ORIGIN = Origin()
+
+
+def piece(time: int, shards: int) -> int:
+    """Rows that lie in order in each part of `part_rows`: half of a part, where halves are whole numbers."""
+    return time // (2 * shards) if shards > 1 and time % (2 * shards) == 0 else time // shards
+
+
+def part_rows(time: int, shards: int, part: Any) -> Any:
+    """(time / shards,) rows of the queries of one of `shards` parts, each of which sees as many keys as any other.
+
+    A later query sees more keys. So part i has its own first half, and the second half of the part as far from the end as i
+    is from the beginning. `part` may be traced.
+    """
+    half, here = piece(time, shards), np.arange(time // shards, dtype=np.int32)
+    first = (here < half).astype(np.int32)
+    return here + time // shards * (first * part + (1 - first) * (shards - 1 - part))
 
 
 def blocksparse_allowed(
@@ -66,14 +83,13 @@ def blocksparse_allowed(
 
 
 def seen(mask: Mask, rows: slice, keys: slice, heads: tuple[int, int], origin: Origin = ORIGIN) -> jax.Array:
-    """Boolean mask of some queries (counted from the origin) and some keys, broadcastable to (b, g, r, rows, keys).
+    """Boolean mask of some queries of a part and some keys, broadcastable to (b, g, r, rows, keys).
 
     `heads` are (kv heads, queries a kv head) of the part.
     """
-    row, key = jnp.arange(rows.start, rows.stop), jnp.arange(keys.start, keys.stop)
-    if origin.row is not None:
-        row = row + origin.row
-    of_rows = lambda x: x[:, rows] if origin.row is None else jnp.take(x, row, axis=1)  # noqa: E731
+    key = jnp.arange(keys.start, keys.stop)
+    row = jnp.arange(rows.start, rows.stop) if origin.rows is None else origin.rows[rows]
+    of_rows = lambda x: x[:, rows] if origin.rows is None else jnp.take(x, row, axis=1)  # noqa: E731
     distance = row[:, None] - key[None, :]
     ok = distance >= 0
     if mask.window is not None:

@@ -31,7 +31,7 @@ class Collective:
 
     Attributes:
       name: what is moved.
-      op: "all-gather", "reduce-scatter" or "all-reduce".
+      op: "all-gather", "reduce-scatter", "all-reduce" or "collective-permute".
       axes: mesh axes.
       link: "ICI", "NVLink", "DCN", ...
       slow: whether that is the network between slices or nodes.
@@ -131,6 +131,17 @@ def moved(setup: Setup, name: str, op: str, axes: Axes, size: float, overlaps: b
     return rows
 
 
+def _permuted(setup: Setup, name: str, axes: Axes, size: float) -> list[Collective]:
+    """`size` bytes that each device sends to the one as far from the other end of an axis, over its slowest link.
+
+    On a ring the pairs are half of it apart at most: the same bytes cross a link as in a gather of half of the ring.
+    """
+    level = levels(setup, axes)[-1]
+    link = setup.topology.chip.slow if level.slow else setup.topology.chip.fast
+    crossed = size * max(1.0, level.ways / 4)
+    return [Collective(name, "collective-permute", axes, link, level.slow, size, crossed / level.rate, False)]
+
+
 # ------------------------------------------------------------------------------------------------ a step
 
 
@@ -175,7 +186,7 @@ def _reduced(setup: Setup, name: str, size: float, axes: Axes, rest: Axes) -> li
 
 
 def _activations(setup: Setup) -> list[Collective]:
-    """The residual stream around the matrices of a layer (tensor), and keys and values (context)."""
+    """The residual stream around the matrices of a layer (tensor); keys, values and half of the queries (context)."""
     model, layers = setup.model, setup.model.layers * setup.accumulation
     heads, rows = setup.layout.heads, []
     if setup.ways(heads) > 1:
@@ -189,4 +200,7 @@ def _activations(setup: Setup) -> list[Collective]:
         passes = 1 if setup.remat == "none" else 2
         rows += moved(setup, "keys and values", "all-gather", time, layers * passes * size, overlaps=False)
         rows += moved(setup, "keys and values", "reduce-scatter", time, layers * size, overlaps=False)
+        # Half of a device's queries and of their outputs, there, back, and again where a layer is made again.
+        half = setup.rows * setup.sequence_length / setup.ways(time) * model.inner * setup.value_bytes / 2
+        rows += _permuted(setup, "queries and outputs", time, layers * 2 * (passes + 1) * half)
     return rows

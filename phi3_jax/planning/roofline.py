@@ -22,6 +22,7 @@ import numpy as np
 
 from phi3_jax.configs import BlockSparse, ModelConfig
 from phi3_jax.models import flops
+from phi3_jax.models.masks import part_rows, piece
 from phi3_jax.planning.collectives import Collective, collectives
 from phi3_jax.planning.memory import (
     GRADIENT,
@@ -158,10 +159,12 @@ def padded_head(setup: Setup) -> int:
 def pairs_per_token(setup: Setup) -> float:
     """(query, key) pairs per token over all layers and heads, in whole tiles of the kernel.
 
-    Under context parallelism those of the device with the most: the last part of a sequence sees nearly twice the mean.
+    Under context parallelism those of the device with the most. Off TPUs its kernel meets every key.
     """
     model, tile = setup.model, TILES[setup.topology.chip.platform]
     parts = setup.ways(setup.layout.time)
+    if parts > 1 and setup.topology.chip.platform != "tpu":
+        return float(model.layers * model.heads * setup.sequence_length)
     dense = model.heads * _tiled(setup.sequence_length, parts, model.window_keys, None, 0, tile)
     if model.blocksparse is None:
         return model.layers * dense
@@ -181,7 +184,7 @@ def _tiled(
     length: int, parts: int, keys: int | None, pattern: BlockSparse | None, shift: int, tile: tuple[int, int]
 ) -> float:
     """Pairs a token of one head, counting whole every tile that some pair of the mask falls into; of the fullest part."""
-    rows, columns = min(tile[0], length // parts), min(tile[1], length)
+    rows, columns = min(tile[0], piece(length, parts)), min(tile[1], length)
     first = np.arange(0, length, rows)[:, None]
     last, start = np.minimum(first + rows, length) - 1, np.arange(0, length, columns)[None]
     stop = np.minimum(start + columns, length) - 1
@@ -194,8 +197,10 @@ def _tiled(
         a, b = start // pattern.block + shift + 1, stop // pattern.block + shift + 1
         seen &= near | (b // pattern.vert_stride * pattern.vert_stride >= a)
     pairs = (seen * (last - first + 1) * (stop - start + 1)).sum(axis=1)
-    part = first[:, 0] // -(-length // parts)
-    return float(np.bincount(part, pairs).max()) * parts / length
+    owner = np.empty(length, int)
+    for part in range(parts):
+        owner[part_rows(length, parts, part)] = part
+    return float(np.bincount(owner[first[:, 0]], pairs).max()) * parts / length
 
 
 # ------------------------------------------------------------------------------------------------ HBM

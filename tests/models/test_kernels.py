@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from phi3_jax import UserError
 from phi3_jax.configs import BlockSparse
 from phi3_jax.models.attention import Problem, attend, choose, reference
 from phi3_jax.models.kernels import cudnn, splash
-from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
+from phi3_jax.models.masks import ORIGIN, Mask, Origin, part_rows, seen
 
 TIME, KV, QUERIES = 256, 2, 2
 SEGMENTS = jnp.asarray(np.repeat([[1, 2, 3], [1, 1, 2]], [100, 60, 96], axis=1), jnp.int32)
@@ -68,7 +69,7 @@ def test_splash_tiles_of_the_block_pattern(heads: int) -> None:
     mask = Mask(blocksparse=PATTERN)
     every = slice(0, TIME)
     whole = np.asarray(seen(mask, every, every, (1, heads)))[0]
-    for head, tiles in enumerate(splash._head_masks(mask, TIME, heads)):
+    for head, tiles in enumerate(splash._head_masks(mask, TIME, heads, np.arange(TIME))):
         for row in (slice(0, 128), slice(128, 256)):
             for key in (slice(0, 128), slice(128, 256)):
                 np.testing.assert_array_equal(tiles[row, key], whole[head, row, key])
@@ -89,8 +90,51 @@ def test_a_part_of_the_queries_sees_what_it_sees_in_the_whole(row: int) -> None:
         whole = reference(q, k, v, mask, 0.2)
         part = q[:, row : row + 64]
         for fn in (reference, _chunked):
-            got = fn(part, k, v, mask, 0.2, Origin(row=jnp.int32(row)))
+            got = fn(part, k, v, mask, 0.2, Origin(rows=jnp.arange(row, row + 64)))
             np.testing.assert_allclose(got, whole[:, row : row + 64], atol=2e-5)
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("name", ["causal", "window and documents", "block pattern"])
+def test_splash_in_parts_of_equal_work_is_the_reference(name: str, shards: int) -> None:
+    """As under context parallelism: each device has the queries of `part_rows`, and all keys."""
+    time = 2 * shards * 128
+    q, k, v = (
+        jnp.asarray(np.random.default_rng(i).normal(size=(1, time, 2, *s, 16)), jnp.float32)
+        for i, s in enumerate(((2,), (), ()))
+    )
+    mask = dataclasses.replace(MASKS[name], segments=None)
+    if "documents" in name:
+        mask = dataclasses.replace(mask, segments=jnp.asarray(1 + np.arange(time)[None] // 200))
+    mesh = jax.make_mesh(
+        (shards,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:shards]
+    )
+    rows = np.concatenate([part_rows(time, shards, i) for i in range(shards)])
+    tiles = splash.prepare(mask, q.shape, 1, shards, interpret=True)
+
+    def part(q: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Array, tiles: object) -> jax.Array:
+        return splash.attend(q, k, v, mask, 0.2, Origin(rows=rows), tiles)
+
+    specs = P(None, "context"), P(), P(), P("context"), splash.specs(tiles, mesh, P(None, "context"))
+    run = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=P(None, "context"), check_vma=False)
+    out = jax.jit(lambda q, k, v: run(q[:, rows], k, v, jnp.asarray(rows), tiles))
+    np.testing.assert_allclose(out(q, k, v), reference(q, k, v, mask, 0.2)[:, rows], atol=2e-5)
+    got, want = (
+        jax.grad(lambda *x, fn=fn: jnp.sum(jnp.sin(fn(*x))), argnums=(0, 1, 2))(q, k, v)
+        for fn in (out, lambda q, k, v: reference(q, k, v, mask, 0.2))
+    )
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+@pytest.mark.parametrize(("time", "shards"), [(64, 1), (64, 4), (66, 3), (60, 4), (63, 3)])
+def test_parts_are_all_rows_once_and_see_as_many_keys(time: int, shards: int) -> None:
+    parts = [part_rows(time, shards, i) for i in range(shards)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(time))
+    if shards > 1 and time % (2 * shards) == 0:
+        assert {int(part.sum()) for part in parts} == {time * (time - 1) // 2 // shards}
+    traced = jax.jit(lambda i: part_rows(time, shards, i))
+    np.testing.assert_array_equal(np.stack([traced(i) for i in range(shards)]), np.stack(parts))
 
 
 def _chunked(*args: object) -> jax.Array:
@@ -103,7 +147,7 @@ def _chunked(*args: object) -> jax.Array:
 
 
 def problem(platform: str, mask: Mask = MASKS["causal"], **changes: object) -> Problem:
-    return dataclasses.replace(Problem(platform, TIME, 96, jnp.dtype("bfloat16"), mask, False, False), **changes)
+    return dataclasses.replace(Problem(platform, TIME, 96, jnp.dtype("bfloat16"), mask, 1, False), **changes)
 
 
 def test_auto_takes_each_platforms_fast_kernel() -> None:
@@ -131,14 +175,14 @@ def test_auto_falls_back_and_says_so_once(capsys: pytest.CaptureFixture) -> None
         ("cudnn", problem("gpu", dtype=jnp.dtype("float32")), "float32; it computes in bfloat16"),
         ("cudnn", problem("gpu", head_dim=136), "head_dim=136"),
         ("cudnn", problem("gpu", MASKS["block pattern"]), "no block pattern"),
-        ("cudnn", problem("gpu", splits_time=True), "part of the keys' times"),
+        ("cudnn", problem("gpu", time_shards=2), "part of the keys' times"),
         ("cudnn", problem("gpu", MASKS["documents"], time=16384), "packed rows"),
         ("blocksparse", problem("cpu", MASKS["block pattern"], splits_heads=True), "split over devices"),
         ("flash", problem("tpu"), "runs on CPU"),
         ("flash", problem("cpu"), "bfloat16; it computes in float32"),
         ("flash", problem("cpu", dtype=jnp.dtype("float32"), time=255), "255 tokens; it takes 256"),
         ("flash", problem("cpu", MASKS["block pattern"], dtype=jnp.dtype("float32"), time=256), "no block pattern"),
-        ("flash", problem("cpu", dtype=jnp.dtype("float32"), time=256, splits_time=True), "part of the keys' times"),
+        ("flash", problem("cpu", dtype=jnp.dtype("float32"), time=256, time_shards=2), "part of the keys' times"),
     ],
 )
 def test_a_kernel_that_cannot_serve_says_why(name: str, asked: Problem, words: str) -> None:

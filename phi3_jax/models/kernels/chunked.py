@@ -22,7 +22,7 @@ from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-# segments, positions, first row, first head
+# segments, positions, rows, first head
 _Arrays = tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None]
 # q, k, v, the mask's arrays, log normalisers
 _Saved = tuple[jax.Array, jax.Array, jax.Array, _Arrays, jax.Array]
@@ -64,9 +64,9 @@ def _attend(
 
 
 def _seen(arrays: _Arrays, mask: Mask, of_heads: int, rows: slice, keys: slice, heads: tuple[int, int]) -> jax.Array:
-    segments, positions, row, head = arrays
+    segments, positions, of_queries, head = arrays
     mask = dataclasses.replace(mask, segments=segments, positions=positions)
-    return seen(mask, rows, keys, heads, Origin(row, 0 if head is None else head, of_heads))
+    return seen(mask, rows, keys, heads, Origin(of_queries, 0 if head is None else head, of_heads))
 
 
 def _forward(
@@ -131,6 +131,6 @@ def attend(
     q = q.transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     head = origin.head if isinstance(origin.head, jax.Array) else None
-    arrays = (mask.segments, mask.positions, origin.row, head)
+    arrays = (mask.segments, mask.positions, origin.rows, head)
     static = dataclasses.replace(mask, segments=None, positions=None)
     return _attend(q, k, v, arrays, static, origin.heads, scale).transpose(0, 3, 1, 2, 4)

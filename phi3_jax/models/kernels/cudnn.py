@@ -26,7 +26,7 @@ def obstacle(problem: Any) -> str | None:
         return f"head_dim={problem.head_dim}; it needs a multiple of 8, at most 128"
     if problem.mask.blocksparse is not None:
         return "it knows no block pattern per head"
-    if problem.splits_time:
+    if problem.time_shards > 1:
         return "it knows no queries that are part of the keys' times"
     if problem.mask.segments is not None and problem.time > LONGEST_PACKED:
         return f"packed rows of {problem.time} tokens; it takes packed rows up to {LONGEST_PACKED}"

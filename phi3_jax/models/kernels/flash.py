@@ -44,7 +44,7 @@ def obstacle(problem: Any) -> str | None:
         return f"rows of {problem.time} tokens; it takes {SHORTEST} or more"
     if problem.mask.blocksparse is not None:
         return "it knows no block pattern per head"
-    if problem.splits_time:
+    if problem.time_shards > 1:
         return "it knows no queries that are part of the keys' times"
     return "PHI3_JAX_KERNEL=off" if native.choice() == "off" else _obstacle_of_machine()
 

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import BlockSparse
-from phi3_jax.models.masks import Mask, Origin
+from phi3_jax.models.masks import Mask, Origin, part_rows, piece
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,6 +33,10 @@ def obstacle(problem: Any) -> str | None:
         return f"it runs on TPU, not on {problem.platform}"
     if problem.time % LANES:
         return f"time={problem.time} is no multiple of {LANES}"
+    if (part := piece(problem.time, problem.time_shards)) % LANES:
+        return (
+            f"time={problem.time} over {problem.time_shards} devices goes in pieces of {part}, no multiple of {LANES}"
+        )
     if problem.head_dim % 8:
         return f"head_dim={problem.head_dim} is no multiple of 8"
     if problem.mask.positions is not None:
@@ -43,22 +47,24 @@ def obstacle(problem: Any) -> str | None:
 
 
 class BlockPattern(splash_masks.Mask):
-    """Causal block-sparse mask of one head, made tile by tile; equal for heads that keep the same distant blocks."""
+    """Causal block-sparse mask of one head, made tile by tile; equal for heads that keep the same distant blocks.
 
-    def __init__(self, pattern: BlockSparse, time: int, residue: int) -> None:
-        self.pattern, self.time, self.residue = pattern, time, residue
+    `rows` are those of the queries in their order.
+    """
+
+    def __init__(self, pattern: BlockSparse, time: int, residue: int, rows: np.ndarray) -> None:
+        self.pattern, self.time, self.residue, self.rows = pattern, time, residue, rows
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self.time, self.time)
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        row, key = (np.arange(self.time)[i] for i in index)
-        row, key, pattern = row[:, None], key[None], self.pattern
+        row, key, pattern = self.rows[index[0]][:, None], np.arange(self.time)[index[1]][None], self.pattern
         return pattern.keeps(row // pattern.block, key // pattern.block, self.residue) & (key <= row)
 
     def _identity(self) -> tuple[Any, ...]:
-        return (self.pattern, self.time, self.residue)
+        return (self.pattern, self.time, self.residue, self.rows.tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BlockPattern) and self._identity() == other._identity()
@@ -67,13 +73,19 @@ class BlockPattern(splash_masks.Mask):
         return hash(self._identity())
 
 
-def _head_masks(mask: Mask, time: int, heads: int) -> list[splash_masks.Mask]:
+def _head_masks(mask: Mask, time: int, heads: int, rows: np.ndarray) -> list[splash_masks.Mask]:
+    """Of each head; `rows` are those of the queries in their order."""
     if mask.blocksparse is not None:
-        pattern = mask.blocksparse
-        return [BlockPattern(pattern, time, pattern.shift(head, heads) % pattern.vert_stride) for head in range(heads)]
-    if mask.window is not None:
-        return [splash_masks.LocalMask((time, time), (mask.window - 1, 0), 0)] * heads
-    return [splash_masks.CausalMask((time, time))] * heads
+        pattern, stride = mask.blocksparse, mask.blocksparse.vert_stride
+        return [BlockPattern(pattern, time, pattern.shift(head, heads) % stride, rows) for head in range(heads)]
+    shape = (time, time)
+    one = (
+        splash_masks.CausalMask(shape)
+        if mask.window is None
+        else splash_masks.LocalMask(shape, (mask.window - 1, 0), 0)
+    )
+    one.q_sequence = rows.astype(np.int32)
+    return [one] * heads
 
 
 def _tile(time: int, most: int = TILE) -> int:
@@ -82,14 +94,18 @@ def _tile(time: int, most: int = TILE) -> int:
 
 
 def prepare(mask: Mask, shape: tuple[int, ...], head_shards: int, time_shards: int, interpret: bool = False) -> Any:
-    """The kernel of a mask for q of `shape` (batch, time, kv_heads, queries_per_kv, head_dim), cut for the shards."""
+    """The kernel of a mask for q of `shape` (batch, time, kv_heads, queries_per_kv, head_dim), cut for the shards.
+
+    Each shard over time has the queries of `masks.part_rows`.
+    """
     time, heads = shape[1], shape[2] * shape[3]
-    rows, keys = _tile(time // time_shards), LANES if mask.blocksparse is not None else _tile(time)
+    order = np.concatenate([part_rows(time, time_shards, i) for i in range(time_shards)])
+    rows, keys = _tile(piece(time, time_shards)), LANES if mask.blocksparse is not None else _tile(time)
     sizes = splash.BlockSizes(
         block_q=rows, block_kv=keys, block_kv_compute=min(keys, 512), block_q_dkv=rows, block_kv_dkv=keys,
         block_kv_dkv_compute=min(keys, 512), block_q_dq=rows, block_kv_dq=keys,
     )  # fmt: skip
-    heads_mask = splash_masks.MultiHeadMask(_head_masks(mask, time, heads))
+    heads_mask = splash_masks.MultiHeadMask(_head_masks(mask, time, heads, order))
     return splash.make_splash_mha(
         heads_mask, block_sizes=sizes, head_shards=head_shards, q_seq_shards=time_shards, interpret=interpret
     )
@@ -116,8 +132,8 @@ def attend(
     segments = None
     if mask.segments is not None:
         mine = mask.segments
-        if origin.row is not None:
-            mine = jax.lax.dynamic_slice_in_dim(mine, origin.row, t, axis=1)
+        if origin.rows is not None:
+            mine = jnp.take(mine, origin.rows, axis=1)
         segments = splash.SegmentIds(q=mine, kv=mask.segments)
     out = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
     return out.transpose(0, 2, 1, 3).reshape(b, t, g, r, d)
