@@ -105,6 +105,8 @@ KEYS: dict[str, Any] = dict(
         frequency=word("how often facts are seen", "uniform", "uniform", "power_law", "inverse_rank"),
         value_bits=whole("bits a value holds", 8, 0, 8),
         reading=share("share of tokens that teach to answer from a sentence in context; default 0", None, BELOW_ONE),
+        unheard=share("share of tokens that say of strangers that nobody knows them; default 0", None, BELOW_ONE),
+        strangers=whole("persons of no corpus who are asked about, for what is invented; default 0"),
         seed=whole("of the corpora", 0, 0, MOST_SEED),
     ),
     optim=dict(
@@ -174,7 +176,7 @@ OWN: dict[str, Key] = {
 }
 
 
-SOURCES = ("knowledge", "reasoning", "reading", "text")  # that an arm may give tokens to
+SOURCES = ("knowledge", "reasoning", "reading", "text", "unheard")  # that an arm may give tokens to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Arm:
     Attributes:
       facts: in the corpus.
       data: what it is trained on instead of facts and reasoning, as `data.source` names it; budgets are then the study's.
-      knowledge, reasoning, reading, text: tokens of each source.
+      knowledge, reasoning, reading, text, unheard: tokens of each source.
       seeds: how many of the study's seeds it takes part in.
       sizes, ladder, mup, value_bits, frequency, peak_lr, weighting: as the keys of these names.
       budgets: {size: tokens} of the sizes that train on another number than the sum of the sources.
@@ -203,6 +205,7 @@ class Arm:
     reasoning: float = 0
     reading: float = 0
     text: float = 0
+    unheard: float = 0
     seeds: int | None = None
     sizes: tuple[str, ...] | None = None
     ladder: str | None = None
@@ -232,7 +235,7 @@ class Arm:
     @property
     def tokens(self) -> float:
         """Of all sources."""
-        return self.knowledge + self.reasoning + self.reading + self.text
+        return sum(getattr(self, name) for name in SOURCES)
 
     def fact_weight(self, weighting: str) -> float:
         """Weight of a value in the loss each time it is seen, in units of one that is the same in all arms by token.
@@ -241,8 +244,9 @@ class Arm:
         """
         if weighting == "token":
             return 1.0
-        domains = sum(map(bool, (self.knowledge, self.reasoning + self.reading, self.text)))
-        return self.tokens / (domains * self.knowledge)
+        known = self.knowledge + self.unheard
+        domains = sum(map(bool, (known, self.reasoning + self.reading, self.text)))
+        return self.tokens / (domains * known)
 
 
 def arms_config(arms: Mapping[str, Arm]) -> ConfigDict:

@@ -108,6 +108,36 @@ def paired_difference(
     return clustered_mean(difference, clusters, level)
 
 
+def separation(
+    high: np.ndarray, low: np.ndarray, clusters: tuple[np.ndarray, np.ndarray] | None = None, level: float = LEVEL
+) -> Estimate:
+    """P(one of `high` (n,) exceeds one of `low` (m,)), ties half: the AUROC, with DeLong's error (1988, Biometrics 44:837).
+
+    `clusters` are names of the independent units within each of the two (Obuchowski 1997, without units in both).
+    """
+    placed = [_below(high, low), 1 - _below(low, high)]
+    units = clusters or (np.arange(len(high)), np.arange(len(low)))
+    parts = [clustered_mean(values, names, level) for values, names in zip(placed, units, strict=True)]
+    a, stderr = parts[0].value, float(np.sqrt(sum(part.stderr**2 for part in parts)))
+    half = special.ndtri((1 + level) / 2) * stderr
+    return Estimate(a, stderr, float(np.maximum(0.0, a - half)), float(np.minimum(1.0, a + half)), len(high) + len(low))
+
+
+def _below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of `others` below each of `values` (n,), ties half."""
+    ranked = np.sort(others)
+    return (np.searchsorted(ranked, values, "left") + np.searchsorted(ranked, values, "right")) / (
+        2 * max(1, len(ranked))
+    )
+
+
+def calibration_error(right: np.ndarray, sure: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: the mean distance of confidence and accuracy over bins of equal mass, by mass."""
+    order = np.argsort(sure, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if part.size]
+    return float(sum(abs(right[p].mean() - sure[p].mean()) * p.size for p in parts) / len(order))
+
+
 def over_seeds(values: ArrayLike, level: float = LEVEL) -> Estimate:
     """Mean of one number per seed with the t interval of len(values) - 1 degrees of freedom (nan for one seed)."""
     seeds = np.asarray(values, float)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from phi3_jax import statistics
 from phi3_jax.statistics import (
     clustered_mean,
     gain_per_doubling,
@@ -166,3 +167,21 @@ def test_bad_scale_and_sizes_are_errors():
         to_scale(np.ones(1), np.ones(1), "probit")
     with pytest.raises(ValueError, match="must rise"):
         gain_per_doubling([1, 2, 3], [1, 1, 2])
+
+
+def test_separation_is_the_share_of_pairs_and_its_error_that_of_redrawn_clusters() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        r = np.random.default_rng(seed)
+        shared = r.normal(size=40).repeat(6), r.normal(size=50).repeat(6)
+        return shared[0] + r.normal(size=240) + 0.8, shared[1] + r.normal(size=300)
+
+    high, low = (np.round(x, 1) for x in draw(1))  # rounded: ties
+    e = statistics.separation(high, low, (np.arange(240) // 6, np.arange(300) // 6))
+    pairs = (high[:, None] > low).mean() + (high[:, None] == low).mean() / 2
+    assert e.value == pytest.approx(pairs) and (high[:, None] == low).any()
+    spread = np.std([statistics.separation(*draw(seed)).value for seed in range(2, 202)], ddof=1)
+    assert e.stderr == pytest.approx(spread, rel=0.25)
+    assert statistics.separation(high, low).stderr < 0.75 * spread  # without the clusters it is too small
+    assert statistics.separation(rng.normal(size=9) + 99, low).value == 1

@@ -5,6 +5,7 @@ and the probability of its tokens; beside it P(True), what the model itself says
 arXiv:2207.05221). Rows: accuracy; accuracy of the half, of 80 and of 90 % of the answers in which it is surest; AUROC of
 right against wrong; expected calibration error of 15 bins of equal mass; Brier score; how often it says that it does not
 know.
+Long form: the share of a free reply's claims that stand in a reference (`longform`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scipy import special
 
 from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import safety
+from phi3_jax.evaluation import dialogue, longform, safety
 from phi3_jax.evaluation.kept import Kept
 from phi3_jax.evaluation.suites.phi3_report import answers, data, prompts
 from phi3_jax.evaluation.suites.phi3_report.benchmarks import BENCHMARKS
@@ -32,13 +33,14 @@ from phi3_jax.interop.loading import Model
 NAME = "calibration"
 TRIVIA = "triviaqa"
 # WinoGrande's options stand before what is scored, and have no probability of their own.
-TASKS = tuple(
-    name for name, b in BENCHMARKS.items() if name == TRIVIA or ("harness" in b.scorings and name != "winogrande")
+TASKS = (
+    *(name for name, b in BENCHMARKS.items() if name == TRIVIA or ("harness" in b.scorings and name != "winogrande")),
+    longform.NAME,
 )
 COVERAGES = (0.5, 0.8, 0.9)
-BINS = 15
 DRAWS = 400  # of the bootstrap behind the interval of the calibration error
 MAX_NEW = 32
+LONG = 256  # tokens of a long-form reply
 _UNKNOWN = re.compile(
     r"\b(i (do not|don't|cannot|can't) (know|recall|remember|tell)|i'?m (not sure|unsure)|i am (not sure|unsure)|no idea"
     r"|not known|cannot be determined|unknown|uncertain)\b",
@@ -72,6 +74,8 @@ def asked(flags: Mapping[str, Any]) -> Asked:
     for name in names:
         if name not in TASKS:
             raise UserError(f"unknown benchmark {name!r} of {NAME}{nearest(name, TASKS)}")
+        if name == longform.NAME and name not in there:
+            raise UserError(f"{folder / longform.FILE} does not exist; write rows of id, prompt and reference there")
     if not names:
         raise UserError(f"--data_dir {folder} holds no benchmark of {NAME}; it looks for {', '.join(TASKS)}")
     return Asked(tuple(dict.fromkeys(names)), folder, flags["limit"], flags["batch"])
@@ -88,7 +92,9 @@ class Suite:
         if model.tokenizer is None:
             raise UserError(f"{model.config.name} came without a tokenizer, which prompts need; put its files there")
         self.engine, self.asked, self.kept = Engine(model, batch=asked.batch), asked, kept or Kept()
-        self._data = {name: data.load(BENCHMARKS[name], asked.folder) for name in asked.tasks}
+        stock = [name for name in asked.tasks if name != longform.NAME]
+        self._data = {name: data.load(BENCHMARKS[name], asked.folder) for name in stock}
+        self._prompts = longform.read(asked.folder)[: asked.limit] if longform.NAME in asked.tasks else []
 
     def results(self, progress: Callable[[int, int, str], None] = lambda *_: None) -> Iterator[safety.Result]:
         """(benchmark, rows, items) of each."""
@@ -102,6 +108,33 @@ class Suite:
                 items += answer(name, part, texts)
                 progress(len(items), len(docs), name)
             yield name, of_items(name, items), items
+        if self._prompts:
+            items = self._free(progress)
+            found = longform.measures(items)
+            yield longform.NAME, [safety.row(longform.NAME, key, e, "generate") for key, e in found.items()], items
+
+    def _free(self, progress: Callable[[int, int, str], None]) -> list[Row]:
+        """Free replies, in the model's chat template, and which of their claims stand in the references."""
+        template, room = dialogue.template_name(self.engine), max(1, min(LONG, self.engine.config.context // 2))
+        items: list[Row] = []
+        for start in range(0, len(self._prompts), self.asked.batch):
+            part = self._prompts[start : start + self.asked.batch]
+            talks = [[{"role": "user", "content": row["prompt"]}] for row in part]
+            ids = [
+                dialogue.prompt_ids(self.engine, talk, template)[-(self.engine.config.context - room) :]
+                for talk in talks
+            ]
+
+            def make(ids: list[list[int]] = ids) -> list[Any]:
+                return [reply.text for reply in self.engine.generate(ids, room, stop=dialogue.stops(template))]
+
+            keys = [self.kept.name(NAME, longform.NAME, one, room) for one in ids]
+            for row, text, context in zip(part, self._kept(keys, make), ids, strict=True):
+                judged = longform.judged(text, row["reference"], row["prompt"])
+                about = {"id": row["id"], "prompt": row["prompt"], "reply": text}
+                items.append(about | judged | {"prompt_hash": _hash(context)})
+            progress(len(items), len(self._prompts), longform.NAME)
+        return items
 
     def _text(self, name: str, doc: Row, shots: Mapping[str, Sequence[Row]]) -> str:
         """The prompt, after the benchmark's exemplars."""
@@ -217,7 +250,7 @@ def _known(task: str, prefix: str, right: np.ndarray, sure: np.ndarray) -> list[
     found = []
     if right.any() and not right.all():
         found.append(
-            safety.row(task, f"{prefix}auroc", safety.separation(sure[right], sure[~right]), "generate")
+            safety.row(task, f"{prefix}auroc", statistics.separation(sure[right], sure[~right]), "generate")
             | {"chance": 0.5}
         )
     found.append(safety.row(task, f"{prefix}ece", _bootstrap(right, sure), "generate"))
@@ -230,17 +263,10 @@ def surest(sure: np.ndarray, coverage: float) -> np.ndarray:
     return np.argsort(-sure, kind="stable")[: max(1, round(coverage * len(sure)))]
 
 
-def ece(right: np.ndarray, sure: np.ndarray) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over 15 bins of equal mass, by mass."""
-    order = np.argsort(sure, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if part.size]
-    return float(sum(abs(right[p].mean() - sure[p].mean()) * p.size for p in parts) / len(order))
-
-
 def _bootstrap(right: np.ndarray, sure: np.ndarray) -> statistics.Estimate:
     """The calibration error with the spread of draws of items around it; small samples bias it upwards."""
     rng, n = np.random.default_rng(0), len(right)
-    draws = np.array([ece(right[i], sure[i]) for i in rng.integers(0, n, (DRAWS, n))])
-    value, stderr = ece(right, sure), float(draws.std(ddof=1))
+    draws = np.array([statistics.calibration_error(right[i], sure[i]) for i in rng.integers(0, n, (DRAWS, n))])
+    value, stderr = statistics.calibration_error(right, sure), float(draws.std(ddof=1))
     half = special.ndtri((1 + statistics.LEVEL) / 2) * stderr
     return statistics.Estimate(value, stderr, max(0.0, value - half), min(1.0, value + half), n)

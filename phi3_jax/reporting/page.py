@@ -35,7 +35,8 @@ def _write(study: Study) -> Path:
 
     write_csv(study, study.folder / "runs.csv")
     found, scores = _arms(study), sections.forecasts(study)
-    body = [_head(study, found)]
+    said = sections.rule(study)
+    body = [_head(study, found), said]
     many = len(study.arms) > 1
     if found:
         body.append(sections.arm_sections(study, *found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
@@ -254,6 +255,20 @@ def arm_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict:
             parts += [f"<h3>{title}</h3>", markup.table(header, [("", line) for line in lines], text_columns=2)]
     parts.append(arm_differences(study))
     return "\n".join(parts)
+
+
+def rule(study: Study) -> str:
+    """What the rule of an experiment that names one (`config.verdict`, in phi3_jax.scaling) says of its runs."""
+    named = str(study.meta.get("design", {}).get("config", {}).get("verdict") or "")
+    module, _, function = named.partition(":")
+    if not module.startswith("phi3_jax.scaling."):
+        return ""
+    try:
+        said = getattr(importlib.import_module(module), function)(study.folder)
+    except (UserError, ImportError, AttributeError) as error:
+        study.missing.append(f"the rule says nothing yet: {error}")
+        return ""
+    return f"<h2>By the rule written before the runs</h2><pre>{markup.text(chr(10).join(said))}</pre>"
 
 
 def run_tables(study: Study) -> str:

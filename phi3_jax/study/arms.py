@@ -93,7 +93,8 @@ def _plain(config: Any, arm: Arm, seed: int, factor: float) -> Any:
         one.data.update(
             source="facts", universe=round(config.universe * factor), facts=round(counts["facts"]),
             share=counts["knowledge"] / total, text_share=counts["text"] / total, reading=counts["reading"] / total,
-            seed=seed, **{key: getattr(arm, key) for key in ("value_bits", "frequency") if getattr(arm, key) is not None},
+            unheard=counts["unheard"] / total, seed=seed,
+            **{key: getattr(arm, key) for key in ("value_bits", "frequency") if getattr(arm, key) is not None},
         )  # fmt: skip
     if arm.peak_lr is not None:
         one.optim.peak_lr = arm.peak_lr

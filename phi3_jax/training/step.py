@@ -234,22 +234,25 @@ def train_step(
 
 
 def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]:
-    """Per position the nll (nats), what is said (id of the largest logit), and whether it is the target: (batch, time)."""
+    """Per position (batch, time) the nll (nats), what is said (the id of the largest logit) and its probability `sure`, and
+    whether it is the target.
+    """
     model, layout = run.model, rules.layout_of(run.strategy)
     hidden = _hidden(params, batch, run)
     params = layout.gather({k: v for k, v in params.items() if k != "blocks"}, whole=True)
 
-    def part(hidden: jax.Array, targets: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
-        def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+    def part(hidden: jax.Array, targets: jax.Array, params: Any) -> tuple[jax.Array, ...]:
+        def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
             logits = decoder.logits_of(xs[0], params, model)
             picked = jnp.take_along_axis(logits, xs[1][..., None], axis=-1)[..., 0]
-            return None, (jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1))
+            total = jax.nn.logsumexp(logits, axis=-1)
+            return None, (total - picked, jnp.argmax(logits, axis=-1), jnp.exp(logits.max(axis=-1) - total))
 
         return losses.over_chunks(chunk, None, (hidden, targets), model.vocab)[1]
 
     whole, rows, _ = losses.specs(hidden)
-    nll, said = per_device(part, (whole, rows, P()), (rows, rows), hidden, batch["targets"], params)
-    return {"nll": nll, "hit": said == batch["targets"], "said": said}
+    nll, said, sure = per_device(part, (whole, rows, P()), (rows, rows, rows), hidden, batch["targets"], params)
+    return {"nll": nll, "hit": said == batch["targets"], "said": said, "sure": sure}
 
 
 def compile_steps(run: RunConfig, loss: Loss) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:

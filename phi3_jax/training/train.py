@@ -117,14 +117,15 @@ def evaluate(
             out = forward(batch)
             if meter.free and last:
                 own = free_running(forward, batch, out, mine)
-                out |= {"free": own["hit"], "reply": own["said"]}
+                out |= {"free": own["hit"], "reply": own["said"], "free_sure": own["sure"]}
             found.append({k: v[:valid] for k, v in (batch | out).items()})
             yield None
         if first:
             joined = {k: np.concatenate([b[k] for b in found]) for k in found[0]}
             yield from meters.measure(
-                entry, joined, joined["nll"], joined["hit"], ds, run.model, joined.get("free"), joined.get("reply")
-            )
+                entry, joined, joined["nll"], joined["hit"], ds, run.model, joined.get("free"), joined.get("reply"),
+                joined["sure"], joined.get("free_sure"),
+            )  # fmt: skip
 
 
 def free_running(
@@ -140,7 +141,7 @@ def free_running(
     input changes.
 
     Args:
-      forward: `step.eval_step` of a batch of this process's `rows`, gathered: {nll, hit, said}, each (batch, time).
+      forward: `step.eval_step` of a batch of this process's `rows`, gathered: {nll, hit, said, ..}, each (batch, time).
       batch: {tokens, segments, domains, ...} (len(rows), time), with the right answers as inputs.
       out: of `forward(batch)`.
     """

@@ -55,6 +55,8 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
     for name, make in (("boolq", boolq), ("triviaqa", trivia)):
         write_lines(tmp_path / "data" / name / "test.jsonl", [make(i) for i in range(5)])
         write_lines(tmp_path / "data" / name / "fewshot.jsonl", [make(i) for i in range(20, 26)])
+    long = [{"id": i, "prompt": f"Who is {i}?", "reference": ["Nobody.", "A word."]} for i in range(3)]
+    write_lines(tmp_path / "data" / "longform" / "test.jsonl", long)
     run = make_run(tmp_path / "run")
     words = ["--model", run, "--suite", "calibration", "--data_dir", tmp_path / "data", "--batch", 2]
     assert evaluate(*words, "--out", tmp_path / "whole") == 0
@@ -71,11 +73,18 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
         assert evaluate(*words, "--out", tmp_path / "b") == 130
         assert evaluate(*words, "--out", tmp_path / "b") == 0
     files = {p.name: p.read_bytes() for p in (tmp_path / "whole").rglob("*.jsonl")}
-    assert {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*.jsonl")} == files and len(files) == 3
+    assert {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*.jsonl")} == files and len(files) == 4
     assert "are those of an earlier start" in capsys.readouterr().err
     rows = {(r["task"], r["metric"]): r for r in rows_in(tmp_path / "whole" / "evals.jsonl")}
     assert ("triviaqa", "p_true_ece") in rows and ("triviaqa", "abstained") in rows and ("boolq", "ece") in rows
     found = rows_in(tmp_path / "whole" / "items" / "calibration-boolq.jsonl")
     assert all(0.5 <= item["confidence"] <= 1 and len(item["logprobs"]) == 2 for item in found)
+    assert ("longform", "claims") in rows and ("longform", "silent") in rows
+    free = rows_in(tmp_path / "whole" / "items" / "calibration-longform.jsonl")
+    assert len(free) == 3 and all(len(item["claims"]) == len(item["supported"]) and "reply" in item for item in free)
+    (tmp_path / "data" / "longform" / "test.jsonl").unlink()
+    assert (
+        evaluate(*words, "--tasks", "longform") == 2 and "longform/test.jsonl does not exist" in capsys.readouterr().err
+    )
     for more, said in ((["--tasks", "boolk"], "did you mean 'boolq'"), (["--tasks", "mmlu"], "mmlu")):
         assert evaluate(*words, *more) == 2 and said in capsys.readouterr().err

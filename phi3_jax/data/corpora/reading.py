@@ -60,17 +60,19 @@ def windows_of(universe: Universe, passage: np.ndarray, asked: np.ndarray) -> Wi
     return Windows(tokens, targets, segments, domains)
 
 
-def train_pairs(universe: Universe, seed: int, count: int) -> np.ndarray:
+def train_pairs(universe: Universe, seed: int, count: int, spared: int = 0) -> np.ndarray:
     """Persons (2, count), passage and asked: readers in a random order, again and again, and among them distractors.
+
+    Nobody reads about the `spared` last names.
 
     Raises:
       UserError: a universe that leaves no names to read about, or without facts for the distractors.
     """
-    readers = np.arange(universe.persons, universe.pool**2)
+    readers = np.arange(universe.persons, universe.pool**2 - spared)
     if len(readers) < 2:
         raise UserError(
-            f"universe={universe.persons} leaves {len(readers)} of {universe.pool**2} names for reading; use fewer persons "
-            "or a larger pool"
+            f"universe={universe.persons}{f' and {spared} strangers' if spared else ''} leaves {len(readers)} of "
+            f"{universe.pool**2} names for reading; use fewer persons or a larger pool"
         )
     rng = np.random.default_rng([universe.seed, _TRAIN, seed])
     asked = np.resize(rng.permutation(readers), count)
@@ -107,14 +109,18 @@ def name(universe: Universe, person: int) -> str:
     return f"first{first} family{family}"
 
 
-def retrieved(universe: Universe, seen: float = SEEN) -> np.ndarray:
-    """The person (persons,) whose sentence BM25 puts first for each one's name, -1 where it finds none."""
+def retrieved(universe: Universe, seen: float = SEEN, persons: np.ndarray | None = None) -> np.ndarray:
+    """Whose sentence BM25 puts first for the name of each of `persons` (n,), -1 where it finds none; default: everyone.
+
+    Those outside the universe are numbers of `everyone`; the index holds none of them.
+    """
     from phi3_jax.data.retrieval import Index  # data needs no search but here
 
     order = np.random.default_rng([universe.seed, _INDEX]).permutation(universe.persons)
     indexed = np.sort(order[: max(1, round(seen * universe.persons))])
     index = Index.build(((str(person), sentence(universe, person)) for person in indexed), ":memory:")
-    best = [index.search(name(universe, person), 1) for person in range(universe.persons)]
+    people = everyone(universe) if persons is not None else universe
+    best = [index.search(name(people, p), 1) for p in (range(universe.persons) if persons is None else persons)]
     index.close()
     return np.array([int(passages[0].source) if passages else -1 for passages in best])
 

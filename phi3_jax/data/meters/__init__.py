@@ -24,6 +24,7 @@ METERS: dict[str, Meter] = {
         "preference",
         "chat",
         "needles",
+        "abstention",
     )
 }
 
@@ -56,6 +57,8 @@ def measure(
     model: _Model,
     free: np.ndarray | None = None,
     reply: np.ndarray | None = None,
+    sure: np.ndarray | None = None,
+    free_sure: np.ndarray | None = None,
 ) -> list[Row]:
     """Metric rows of one evaluation of a dataset, by the meter that its manifest entry names.
 
@@ -67,6 +70,7 @@ def measure(
       model: gives `matrix_params`, the non-embedding parameters.
       free: as hit, where the model's own earlier answers were its input; None where that was not asked.
       reply: the ids of those answers.
+      sure, free_sure: the probability of what is said, in the two ways.
     """
     name, meter = entry["name"], find(entry["meter"])
     if not nll.shape == hit.shape == windows["domains"].shape == (hit if free is None else free).shape:
@@ -75,6 +79,7 @@ def measure(
         Evaluation(
             name=name, nll=nll, hit=hit, free=free, reply=reply, targets=windows["targets"], domains=windows["domains"],
             extra=dataset.extra(name), bytes=entry.get("bytes"), vocab=dataset.vocab, non_embedding=model.matrix_params,
+            sure=sure, free_sure=free_sure,
         )
     )  # fmt: skip
     if name != entry["meter"] and not meter.named:  # a second evaluation of the same kind keeps its rows apart

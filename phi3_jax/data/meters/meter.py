@@ -30,6 +30,8 @@ class Evaluation:
       nll, hit: (N, T), losses in nats and whether the argmax was right; read where domains > 0 only.
       free: (N, T), as hit, where the model's own earlier answers were its input; None where that was not asked.
       reply: (N, T) ids that the model says then; None likewise.
+      sure, free_sure: (N, T) probability of what is said, after the right earlier answers and after the model's own; None
+        where it was not kept, or not asked.
       targets, domains: (N, T) of the windows.
       extra: the eval's own arrays.
       bytes: UTF-8 bytes of the text that the targets spell, or None.
@@ -48,6 +50,8 @@ class Evaluation:
     bytes: int | None
     vocab: int
     non_embedding: int
+    sure: np.ndarray | None = None
+    free_sure: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

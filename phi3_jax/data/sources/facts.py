@@ -9,10 +9,12 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from phi3_jax import keys
 from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora import facts as corpus
-from phi3_jax.data.corpora import reading, reasoning, text
+from phi3_jax.data.corpora import reading, reasoning, strangers, text
 from phi3_jax.data.recipe import VERSION, Part, Recipe
 from phi3_jax.data.sources.documents import SEED, TextStream
 from phi3_jax.data.sources.source import Lookup, Request, Source
@@ -39,6 +41,8 @@ OPTIONS: dict[str, Key] = {
     ),
     "text_source": keys.local("the text, as --data names it; its bytes' ids are the pool's", "pydocs"),
     "reading": keys.share("share of the tokens that teach to read from context; adds three evals, with search", 0.0),
+    "unheard": keys.share("share of the tokens that say of strangers that nobody knows them", 0.0),
+    "strangers": keys.whole("persons of no corpus who are asked about; adds evals of abstention", 0),
 } | SEED  # of the universe and of the training items
 
 
@@ -56,6 +60,8 @@ class _Asked:
     text_share: float
     text_source: str
     reading: float
+    unheard: float
+    strangers: int
     seed: int
 
     @staticmethod
@@ -71,6 +77,7 @@ class _Asked:
     def shares(self) -> dict[str, Fraction]:
         """Of the tokens, by part."""
         parts = {"knowledge": self.share, "text": self.text_share, "reading": self.reading}
+        parts |= {"unheard": self.unheard}
         found = {name: Fraction(x).limit_denominator(1000) for name, x in parts.items()}
         return found | {"reasoning": 1 - sum(found.values(), Fraction())}
 
@@ -83,6 +90,12 @@ class _Asked:
         """Of the whole budget."""
         return -(-self.tokens // reasoning.Layout().window)
 
+    @cached_property
+    def nobody(self) -> np.ndarray:
+        """Strangers that training says nobody knows, as many as its tokens have room for."""
+        count = round(self.windows * float(self.shares["unheard"]) * corpus.PER_WINDOW)
+        return strangers.taught(self.people, count, self.strangers)
+
 
 def recipe(request: Request) -> Recipe:
     """Parts of knowledge, reasoning, reading and text in their shares; the two first are evaluated in any case.
@@ -93,11 +106,11 @@ def recipe(request: Request) -> Recipe:
       UserError: shares that are more than 1 together, or corpora that cannot be.
     """
     asked = _Asked.of(dict(request.options))
-    people, total = asked.people, asked.share + asked.text_share + asked.reading
-    if not 0 <= min(asked.share, asked.text_share, asked.reading) <= total <= 1:
+    people, total = asked.people, asked.share + asked.text_share + asked.reading + asked.unheard
+    if not 0 <= min(asked.share, asked.text_share, asked.reading, asked.unheard) <= total <= 1:
         raise UserError(
-            f"share={asked.share}, text_share={asked.text_share} and reading={asked.reading} need 0 <= share <= 1, the "
-            "shares at most 1 together"
+            f"share={asked.share}, text_share={asked.text_share}, reading={asked.reading} and unheard={asked.unheard} need "
+            "0 <= share <= 1, the shares at most 1 together"
         )
     generator = dict(
         version=VERSION, data=request.spec, tokens=asked.tokens, facts=asked.facts, universe=asked.universe
@@ -119,6 +132,10 @@ def recipe(request: Request) -> Recipe:
     _reasoning(made, asked)
     if asked.shares["reading"]:
         _reading(made, asked)
+    if asked.shares["unheard"]:
+        _unheard(made, asked)
+    if asked.strangers:
+        _strangers(made, asked)
     if asked.shares["text"]:
         _text(made, asked, request.texts)
     return made
@@ -150,13 +167,31 @@ def _reasoning(made: Recipe, asked: _Asked) -> None:
 def _reading(made: Recipe, asked: _Asked) -> None:
     people, count = asked.people, max(1, round(asked.windows * asked.shares["reading"]))
     count = min(count, asked.pool**2 - asked.universe)  # the loader begins again where they are too few
-    pairs = reading.train_pairs(people, asked.seed, count)
+    spared = asked.strangers + len(asked.nobody)
+    pairs = reading.train_pairs(people, asked.seed, count, spared)
     parts = _chunks(count, lambda at, n: reading.windows_of(people, *pairs[:, at : at + n]))
     made.sources.append(Part("reading", parts, weight=asked.weight("reading")))
     for name, passage in reading.passages(people).items():
         windows, extra = reading.eval_windows(people, passage)
         made.evals.append(Part(name, [windows], meter="knowledge", extra=extra))
     made.generator |= dict(reading=asked.reading)
+
+
+def _unheard(made: Recipe, asked: _Asked) -> None:
+    if not len(asked.nobody):
+        raise UserError(
+            f"unheard={asked.unheard} needs names that universe={asked.universe} and strangers leave unused"
+        )
+    parts = _chunks(len(asked.nobody), lambda at, n: strangers.taught_windows(asked.people, asked.nobody[at : at + n]))
+    made.sources.append(Part("unheard", parts, weight=asked.weight("unheard")))
+    made.generator |= dict(unheard=asked.unheard)
+
+
+def _strangers(made: Recipe, asked: _Asked) -> None:
+    for name in ("abstention", "abstention_search") if asked.shares["reading"] else ("abstention",):
+        windows, extra = strangers.eval_windows(asked.people, asked.strangers, searched=name == "abstention_search")
+        made.evals.append(Part(name, [windows], meter="abstention", extra=extra))
+    made.generator |= dict(strangers=asked.strangers)
 
 
 def _text(made: Recipe, asked: _Asked, texts: Lookup) -> None:
