@@ -17,6 +17,8 @@ Words after the colon, separated by commas:
                         that state facts those with the fewest bits of facts per word stay, until the distinct bits reach
                         --config.rules.knowledge.bits times the parameters; for=medium keeps more, and all that mini keeps.
                         With --reuse curated/mini it only selects: nothing is measured again
+    phase1=4M  phase2=1M   tokens of the two phases that the corpus is for: each document gets a role (ROLES below, or
+                        --config.roles) and its phases; epochs are printed. data=curated:1:curated/mine trains on phase 1
     scale=pico          for= names the proxy of this scale, as in scaling.py; full: the released model
     text_field=text     the field of a row that holds its text
 
@@ -34,7 +36,9 @@ from phi3_jax.family import MEMBERS, SCALES, proxy, published
 from phi3_jax.keys import parse_count
 
 TARGETS = ("own", "fineweb")
-WORDS = {"rule": str, "text_field": str, "benchmarks": str, "for": str, "scale": ("full", *SCALES)}
+WORDS = {"rule": str, "text_field": str, "benchmarks": str, "for": str, "scale": ("full", *SCALES)} | {
+    f"phase{n}": str for n in (1, 2)
+}
 CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
 LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
 
@@ -43,6 +47,9 @@ def get_config(argument: str = "") -> ConfigDict:
     """The curation as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, TARGETS, WORDS)
     config = base(text_field=words.get("text_field", "text"))
+    for phase in ("phase1", "phase2"):
+        if phase in words:
+            config.update({phase: parse_count(words[phase]), "roles": ROLES})
     order, rules = FINEWEB if target == "fineweb" else OWN
     order = list(order)
     if "rule" in words:
@@ -57,6 +64,14 @@ def get_config(argument: str = "") -> ConfigDict:
     elif "scale" in words:
         raise UserError(f"scale={words['scale']} says which proxy for= means; name one, such as for=mini")
     return with_steps(config, *order, **rules)
+
+
+# As in the phases of phi3_jax/data/sources/mixture.py: the report publishes no rates.
+ROLES = (
+    "web=*:0.9:0.5",
+    "textbook=textbook+technical-docs+nonfiction+code:0.1:0.2",
+    "reasoning=reasoning+instruction:0:0.3",
+)
 
 
 def parameters(size: str, scale: str) -> int:

@@ -22,6 +22,7 @@ Words after the colon, separated by commas (a comma also continues a list):
     seed=0  seeds=1                   first seed, number of seeds
     data=facts|pydocs|<path>|tfds:<name>|mixture:phi3_phase1|mixture:phi3_phase2|...
                                       as --data of `python -m phi3_jax.data.export --help`;
+                                      curated:1:<folder>, curated:2:<folder>: a phase of a curated corpus with budgets
                                       <path>: a file or folder of .txt, .jsonl, .json (each also .gz, .zst, .bz2) or
                                       .parquet; a line "data: ..." says what was read, what was left out and why. Copied
                                       or moved data are the same data where the files' names and bytes are

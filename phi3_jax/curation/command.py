@@ -10,7 +10,7 @@ from typing import Any
 
 from phi3_jax import commands, experiment
 from phi3_jax.curation import config as configs
-from phi3_jax.curation import page, pipeline, why
+from phi3_jax.curation import page, phases, pipeline, why
 from phi3_jax.curation.engine import Engine
 from phi3_jax.errors import UserError
 from phi3_jax.statistics import wilson
@@ -86,7 +86,10 @@ def summary(manifest: Mapping[str, Any]) -> str:
         left -= step["documents"]
         lines.append(f"{step['step']:20} {-step['documents']:>10,} {left:>12,}")
     lines.append(f"{'kept':20} {'':>10} {total['kept']:>12,} documents {total['tokens_kept']:>15,} tokens")
-    return "\n".join([*lines, *map(room, manifest["notes"].values())]).rstrip()
+    lines += filter(None, map(room, manifest["notes"].values()))
+    if planned := phases.rows(manifest):
+        lines += [" ".join(f"{cell:>13}" for cell in row) for row in [phases.HEADER, *planned]]
+    return "\n".join(lines)
 
 
 def room(note: Mapping[str, Any]) -> str:

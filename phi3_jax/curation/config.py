@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import commands, keys
-from phi3_jax.curation import decontaminate
+from phi3_jax.curation import decontaminate, phases
 from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import CORPUS, DOCUMENT, keys_of
 from phi3_jax.errors import UserError, nearest
@@ -30,6 +30,15 @@ KEYS: dict[str, Key] = {
     "sample": keys.number("share of the documents, by id, that is taken", 1.0, 1e-9, 1.0),
     "seed": keys.whole("of the examples that the report shows", 0),
     "part_rows": keys.whole("documents of a part of the result", 2000, 1, 10**6),
+    "phase1": keys.whole("tokens of phase 1, for the columns role and phases; 0: no phases", 0),
+    "phase2": keys.whole("tokens of phase 2", 0),
+    "roles": Key(
+        "NAME=SOURCE+GENRE:RATE1:RATE2, shares of each phase's tokens; * is all that no other role names",
+        (),
+        tuple,
+        item=Key("a role", None, str, check=phases.check_role),
+    ),
+    "quality": keys.share("least quality (phi3_jax.data.quality) in phase 2 of a role in both phases", 0.6),
     "order": Key("names of the steps", (), tuple, 1, item=keys.word("a step", None), unique=True),
 }
 

@@ -52,11 +52,13 @@ class Ledger:
             self._lost_tokens[step][sources[row]] += tokens[row]
             self._reasons[step][reason] += 1
 
-    def keep(self, source: str, text: str) -> None:
-        """Counts a document that stays, as it is written."""
+    def keep(self, source: str, text: str) -> int:
+        """Counts a document that stays, as it is written; its tokens."""
         self.kept[source] += 1
         self._bytes["kept"][source] += len(text.encode())
-        self._tokens["kept"][source] += self._count([text])[0]
+        count = self._count([text])[0]
+        self._tokens["kept"][source] += count
+        return count
 
     def dropped(self, number: int) -> Iterator[tuple[int, str, str, str, float]]:
         """(row, step, reason, id of the document that stays, similarity) of what was dropped of a part."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax.curation import findings, store
+from phi3_jax.curation import findings, phases, store
 from phi3_jax.curation.table import CORPUS, DOCUMENT, reasons_of
 from phi3_jax.curation.work import ROWS, Work
 from phi3_jax.records import files
@@ -33,7 +33,7 @@ def write(work: Work, out: Path, manifest: Mapping[str, Any]) -> Path:
     body = [_head(title, manifest), _waterfall(manifest), _sources(manifest)]
     body += ["<h2>Rules</h2>", _alone(work, seen, manifest)]
     body += [_step(work, manifest, step, seen) for step in manifest["steps"]]
-    body += [_contamination(manifest), _knowledge(manifest), _inputs(manifest)]
+    body += [_contamination(manifest), _knowledge(manifest), _phases(manifest), _inputs(manifest)]
     path = out / "report.html"
     files.write_text(path, markup.page(title, body, STYLE))
     return path
@@ -58,6 +58,7 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
         if control and (control["found"] < control["planted"] or control["permuted_found"]):
             met = f"{control['found']} of {control['planted']} planted items found"
             found.append(f"{name}: {met}, and {control['permuted_found']} with permuted words")
+    found += phases.warnings(manifest)
     if manifest["read"]["malformed"]:
         places = ", ".join(manifest["read"]["positions"][:3])
         found.append(f"{manifest['read']['malformed']:,} malformed rows were left out, first at {places}")
@@ -284,6 +285,12 @@ def _knowledge(manifest: Mapping[str, Any]) -> str:
         header = ["subject", "bits per word", "documents", "the first of them"]
         parts.append("<p>The cheapest, those at the limit, and the dearest.</p>" + markup.table(header, rows))
     return "<h2>Knowledge</h2>" + "".join(parts) if parts else ""
+
+
+def _phases(manifest: Mapping[str, Any]) -> str:
+    """Roles of each phase and how often their text will be read."""
+    rows = [("", row) for row in phases.rows(manifest)]
+    return "<h2>Phases</h2>" + markup.table([*phases.HEADER], rows, 2) if rows else ""
 
 
 def _inputs(manifest: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.curation import config as configs
-from phi3_jax.curation import reading, reuse, store
+from phi3_jax.curation import phases, reading, reuse, store
 from phi3_jax.curation.documents import texts_of
 from phi3_jax.curation.engine import Engine
 from phi3_jax.curation.table import CORPUS, reasons_of
@@ -46,6 +46,7 @@ def curate(
       UserError: anything wrong with the config or the input, another curation at `out`, nothing left, or a full disk.
     """
     steps = configs.steps_of(config)
+    planned = phases.of(config)
     accounts = reading.accounts(list(inputs))
     described = configs.described(config)
     with ownership.own(out, "choose another --output", wait=True):
@@ -72,7 +73,7 @@ def curate(
         manifest |= {"inputs": listed, "read": counts, "versions": _versions()}
         tokens = tokenizers.load(config["tokenizer"])
         manifest |= _notes(work)
-        manifest |= _finish(work, out, config, counts["kinds"], tokens)
+        manifest |= _finish(work, out, config, counts["kinds"], tokens, planned)
         from phi3_jax.curation import page
 
         page.write(work, out, manifest)
@@ -229,14 +230,20 @@ def _tags(work: Work) -> dict[int, str] | None:
 
 
 def _finish(
-    work: Work, out: Path, config: Mapping[str, Any], kinds: Mapping[str, list[str]], tokens: tokenizers.Tokenizer
+    work: Work,
+    out: Path,
+    config: Mapping[str, Any],
+    kinds: Mapping[str, list[str]],
+    tokens: tokenizers.Tokenizer,
+    planned: phases.Phases | None,
 ) -> dict[str, Any]:
     """Writes the parts and what was rejected; their entries in the manifest, and counts by step and source."""
     from phi3_jax.curation.ledger import Ledger
 
     ledger = Ledger(work, tokens)
     tags = _tags(work)
-    parts = _Parts(out / "parts", int(config["part_rows"]), kinds, tags is not None)
+    own = ["contaminated"] * (tags is not None) + [*phases.COLUMNS] * (planned is not None)
+    parts = _Parts(out / "parts", int(config["part_rows"]), kinds, own)
     rejected = _Rejected(out / "rejected")
     for number in range(len(work.left)):
         columns = store.read(work.read_part(number))
@@ -244,24 +251,26 @@ def _finish(
         rows = work.rows(number)
         texts = texts_of(store.part(work.texts_in, number), rows)
         for row, text in zip(rows.tolist(), texts, strict=True):
-            ledger.keep(columns["source"][row].as_py(), text)
+            count = ledger.keep(columns["source"][row].as_py(), text)
             tag = (tags or {}).get(number * ROWS + row, "")
             fields = {name: columns[name][row].as_py() for name in reading.COLUMNS}
-            parts.add(fields | {"text": text, "contaminated": tag})
+            sorted_in = planned.sort(fields["source"], fields["genre"], text, count) if planned else {}
+            parts.add(fields | {"text": text, "contaminated": tag} | sorted_in)
         rejected.add(number, columns, ledger)
-    return {"parts": parts.close(), **ledger.entries(), "columns": parts.names}
+    more = {"phases": planned.entries()} if planned else {}
+    return {"parts": parts.close(), **ledger.entries(), "columns": parts.names, **more}
 
 
 class _Parts:
     """Kept documents in parts of a fixed number of rows."""
 
-    def __init__(self, folder: Path, rows: int, kinds: Mapping[str, list[str]], tagged: bool) -> None:
+    def __init__(self, folder: Path, rows: int, kinds: Mapping[str, list[str]], more: list[str]) -> None:
         self._folder, self._rows = folder, rows
         self._kinds = {}
         for key, only in kinds.items():
-            name = f"meta_{key}" if key in ("text", "given_id", *reading.OWN) else key
+            name = f"meta_{key}" if key in ("text", "given_id", *reading.OWN, *more) else key
             self._kinds[name] = (key, _COLUMNS.get(only[0]) if len(only) == 1 else None)
-        self._own = ["id", "text", "source", "genre", "licence", *["contaminated"] * tagged]
+        self._own = ["id", "text", "source", "genre", "licence", *more]
         self.names = [*self._own, "given_id", *self._kinds]
         self._held: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []

@@ -116,6 +116,22 @@ def test_another_size_measures_nothing_again(curated: Path, monkeypatch: pytest.
     assert json.loads((curated / "alone/manifest.json").read_text())["parts"]
 
 
+def test_parts_and_what_is_missing_change_no_byte(curated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3_jax.curation.reading.PART_BYTES", 60_000)
+    parted, alone = curated / "parted", curated / "small"
+    curate(curated, "parted", universe().bits // 3)
+    assert len(list((parted / "stages/read").glob("*"))) > 3
+    same = [path.relative_to(alone) for path in sorted((alone / "parts").iterdir())]
+    assert all((parted / path).read_bytes() == (alone / path).read_bytes() for path in same) and same
+    assert note(parted) == note(alone)
+    for name in ("facts/part-00001.parquet", "names/part-00000.parquet", "frames.parquet"):
+        (parted / "stages/01-knowledge" / name).unlink()
+    for name in ("manifest.json", "stages/dropped-01.parquet", "stages/noted-01.json"):
+        (parted / name).unlink()
+    curate(curated, "parted", universe().bits // 3)
+    assert all((parted / path).read_bytes() == (alone / path).read_bytes() for path in same)
+
+
 def test_a_random_order_is_another_one_of_the_same_size(curated: Path) -> None:
     drawn = curate(curated, "random", universe().bits // 3, curated / "small", order="random", seed=1)
     kept, same = ({row["person"] for row in pipeline.documents_of(curated / name)} for name in ("random", "small"))

@@ -95,6 +95,16 @@ def test_the_source_that_is_named_first_keeps_its_lines(tmp_path: Path) -> None:
         assert others and not mine & {key for text in others for key in keys(text)}
 
 
+def test_parts_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parted").mkdir()
+    kept = run(made(), tmp_path)
+    monkeypatch.setattr("phi3_jax.curation.reading.PART_BYTES", 1500)
+    assert run(made(), tmp_path / "parted") == kept
+    assert len(list((tmp_path / "parted/out/stages/read").glob("*"))) > 3
+    one, many = (sorted((folder / "out/parts").iterdir()) for folder in (tmp_path, tmp_path / "parted"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in many]
+
+
 def test_several_passes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = run(made(), tmp_path)
     paths = sorted((tmp_path / "out/stages/00-lines").glob("part-*"))

@@ -143,6 +143,7 @@ def test_a_study_asks_a_source_for_what_it_takes_and_no_more(name: str) -> None:
     config = base_config()
     specs = {"path": ".", "tfds": "tfds:x", "mixture": "mixture:phi3_phase1", "chats": "chats:rows.jsonl"}
     specs |= {"needles": "needles:pydocs", "mixed": "mix:pydocs", "long": "long:pydocs", "prose": "prose:8"}
+    specs |= {"curated": "curated:1:curated/mine"}
     spec = specs.get(name, name)
     config.data.update(source=spec, tokenizer="here", text_field="body", seed=3)
     asked = data_arguments(config, "micro", 20_000)

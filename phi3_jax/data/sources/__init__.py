@@ -21,6 +21,7 @@ SOURCES: dict[str, Source] = {
         "tfds",
         "mixture",
         "mixed",
+        "curated",
         "chats",
         "prose",
         "needles",
