@@ -85,7 +85,8 @@ def _walk(
     for one in computations.get(name, ()):
         op = one.op.removesuffix("-start")
         if op in OPS:
-            channel = re.search(r"channel_id=(\d+)", one.rest)
+            # Permutations share a channel.
+            channel = None if op == "collective-permute" else re.search(r"channel_id=(\d+)", one.rest)
             yield channel[1] if channel else "", _moved(one, op, name, times, devices, at_once)
             continue
         if one.op.endswith(("-done", "-update")):

@@ -67,6 +67,14 @@ def test_a_tpu_modules_collectives() -> None:
     assert (total.op, total.bytes, total.times) == ("all-reduce", 32, 1)
 
 
+def test_permutations_share_a_channel_and_count_each() -> None:
+    shape, pairs = "(bf16[4]{{0}}, bf16[4]{{0}})", "{{{{0,3}},{{3,0}}}}"
+    one = f"  %{{0}} = {shape} collective-permute-start(%x), channel_id=1, source_target_pairs={pairs}"
+    text = "\n".join(["ENTRY %main (x: bf16[4]) -> bf16[4] {", one.format("a"), one.format("b"), "}"])
+    moved = hlo.collectives(text, 4)
+    assert [(m.op, m.bytes, m.group, m.at_once) for m in moved] == [("collective-permute", 8, (0, 3), True)] * 2
+
+
 def test_groups_are_mesh_axes() -> None:
     scatter, inside, _, total = hlo.collectives(TEXT, 8)
     names = ("replica", "data", "context", "tensor")
