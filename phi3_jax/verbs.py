@@ -220,6 +220,20 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
     cached=True,
 )  # fmt: skip
 
+COMPARE = Command(
+    "compare",
+    """Tests two evaluations on the same items against each other.
+
+Reads the items that evaluate wrote into both folders: paired differences with intervals, McNemar's exact p, and Holm's p
+of all tasks together.""",
+    "phi3_jax.evaluation.paired:command",
+    {
+        "first": Flag(local("results of one model"), "FOLDER", needed=True, bare=True),
+        "second": Flag(local("of the other, on the same data"), "FOLDER", needed=True, bare=True),
+    },
+    "runs/evals/mini runs/evals/medium",
+)
+
 EXTEND = Command(
     "extend",
     """Gives a model a longer window: searches its RoPE factors.
@@ -573,8 +587,8 @@ Prints one JSON object per line: {"run", ...progress}, {"run", "status"}, or {"e
 TABLE = {
     command.name: command
     for command in (
-        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST, POWER,
-        REPORT, PROBE, VERDICT, SIZES, LAUNCH, WORKER,
+        RUN, PLAN, SUBMIT, GENERATE, EVALUATE, COMPARE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST,
+        POWER, REPORT, PROBE, VERDICT, SIZES, LAUNCH, WORKER,
     )
 }  # fmt: skip
 

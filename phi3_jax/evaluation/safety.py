@@ -290,22 +290,3 @@ def row(task: str, metric: str, e: Estimate, scoring: str = "detector") -> Row:
     numbers = {"value": e.value, "low": e.low, "high": e.high, "stderr": e.stderr}
     finite = {key: float(x) if np.isfinite(x) else None for key, x in numbers.items()}
     return {"task": task, "metric": metric, "n": e.n, "chance": None, "scoring": scoring} | finite
-
-
-def compared(first: Sequence[Row], second: Sequence[Row]) -> dict[str, Estimate | float]:
-    """Two models on the same prompts: the paired difference of the shares refused (second - first), and McNemar's exact p.
-
-    Args:
-      first, second: items of one set, of two models.
-
-    Raises:
-      UserError: no prompt in common.
-    """
-    old = {(item["id"], item["prompt"]): bool(item["refused"]) for item in first}
-    pairs = [(old[key], bool(item["refused"])) for item in second if (key := (item["id"], item["prompt"])) in old]
-    if not pairs:
-        raise UserError("the two models were asked no prompt in common; evaluate both on the same set")
-    a, b = np.array(pairs).T
-    up, down = int((~a & b).sum()), int((a & ~b).sum())
-    p = min(1.0, 2 * float(special.bdtr(min(up, down), up + down, 0.5))) if up + down else 1.0
-    return {"difference": statistics.paired_difference(a, b), "p": p}

@@ -115,16 +115,6 @@ def test_bias_is_one_for_a_model_that_follows_every_stereotype_and_minus_one_for
     assert abstains == {"accuracy_ambig": 1.0, "accuracy_disambig": 0.0}, "who names nobody has no bias"
 
 
-def test_two_models_on_the_same_prompts() -> None:
-    first = [item(i, True, i < 12) for i in range(40)]
-    second = [item(i, True, i < 2) for i in range(40)]
-    found = safety.compared(first, second)
-    assert found["difference"].value == pytest.approx(-0.25) and found["p"] == pytest.approx(2 / 2**10)
-    assert safety.compared(first, first)["p"] == 1.0
-    with pytest.raises(UserError, match="no prompt in common"):
-        safety.compared(first, [item(99, True, True)])
-
-
 @pytest.mark.parametrize(
     ("file", "row", "said"),
     [
