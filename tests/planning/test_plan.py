@@ -170,7 +170,7 @@ def test_a_plan_hands_its_setup_to_what_compiles_it() -> None:
 
 
 def test_a_proposal_that_is_slower_is_not_called_better(capsys: pytest.CaptureFixture) -> None:
-    words = ("mini,topology=v5p:4x4x8", "--config.context=128k")
+    words = ("mini,topology=h200:16x8", "--config.context=128k")
     speedup = answer(capsys, *words)["proposal"]["speedup"]
     assert speedup < 0.995 and plan(*words) == 0
     page = capsys.readouterr().out
