@@ -90,7 +90,7 @@ def exact(work: Work, step: Step) -> None:
     """Drops texts that are equal but for white space and capitals."""
     signed = work.sign(step, "phi3_jax.curation.near:sign_exact")
     groups = list(work.engine.groups(signed, "key"))
-    rank = _Rank(work, step, signed, groups)
+    rank = Rank(work, step, signed, groups)
     dropped: list[tuple[int, int, int, float]] = []
     for group in groups:
         first, *others = sorted(group, key=rank)
@@ -112,7 +112,7 @@ def near(work: Work, step: Step) -> None:
     # A group's own number; those of fingerprints are negative.
     named = dict(enumerate(map(list, sorted(set(map(tuple, similar))))))
     named |= {-1 - i: group for i, group in enumerate(sorted(inside))}
-    rank = _Rank(work, step, signed, named.values())
+    rank = Rank(work, step, signed, named.values())
     rank.prints = {doc: count - ignored[doc] for doc, count in rank.prints.items()}
     dropped: list[tuple[int, int, int, float]] = []
     for batch in _batches(named, rank.words):
@@ -127,7 +127,7 @@ def _groups(work: Work, paths: Sequence[Path]) -> Iterator[list[int]]:
         yield from work.engine.groups(paths, "key", ((i << 64) // passes, ((i + 1) << 64) // passes - 1))
 
 
-class _Rank:
+class Rank:
     """The order in which texts are kept: by source as asked for, then the longest, then by number."""
 
     def __init__(self, work: Work, step: Step, signed: Sequence[Path], groups: Iterable[Sequence[int]]) -> None:
@@ -186,7 +186,7 @@ def _batches(groups: Mapping[int, Sequence[int]], words: dict[int, int]) -> Iter
 
 
 def _verified(
-    work: Work, groups: Mapping[int, Sequence[int]], rank: _Rank, jaccard: float, containment: float
+    work: Work, groups: Mapping[int, Sequence[int]], rank: Rank, jaccard: float, containment: float
 ) -> list[tuple[int, int, int, float]]:
     """(document, reason, the kept one, similarity) of those that are dropped among some groups."""
     involved = sorted({doc for group in groups.values() for doc in group})

@@ -47,7 +47,11 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
             read = manifest["sources"][source]["read"]
             if count > _MOST * read:
                 found.append(f"{step['step']} drops {count:,} of the {read:,} documents of {source}")
-        if not step["documents"] and (step["rule"] in CORPUS or DOCUMENT[step["rule"]].checks):
+        if (
+            not step["documents"]
+            and not manifest["notes"].get(step["step"], {}).get("lines")
+            and (step["rule"] in CORPUS or DOCUMENT[step["rule"]].checks)
+        ):
             found.append(f"{step['step']} matched nothing")
     for name, note in manifest["notes"].items():
         control = note.get("control", {})
@@ -143,6 +147,7 @@ def _step(work: Work, manifest: Mapping[str, Any], entry: Mapping[str, Any], see
         parts += _examples(work, "Dropped", [(doc, f"{reason} {value:.4g}") for doc, reason, value in found.dropped])
     else:
         parts.append(_pairs(work, step.name))
+        parts.append(_lines(manifest["notes"].get(step.name, {})))
     return "\n".join(filter(None, parts))
 
 
@@ -206,6 +211,15 @@ def _pairs(work: Work, name: str) -> str:
         why = f"{reasons_of(step.rule)[check]} {value:.3f}: {texts[doc][0]} dropped, {texts[other][0]} stays"
         shown.append(f'<div class="ex"><b>{markup.text(why)}</b>\n{_difference(texts[other][1], texts[doc][1])}</div>')
     return f"<details><summary>Least alike of those dropped ({len(shown)})</summary>{''.join(shown)}</details>"
+
+
+def _lines(note: Mapping[str, Any]) -> str:
+    """Lines that were taken out most often."""
+    if not note.get("lines"):
+        return ""
+    rows = [("", [f"{count:,}", line]) for count, line in note["most"]]
+    said = f"<p>{note['lines']:,} lines were taken out of {note['cut']:,} documents that stay; most often:</p>"
+    return said + markup.table(["times", "line"], rows)
 
 
 def _difference(kept: str, dropped: str) -> str:

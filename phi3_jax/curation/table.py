@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from phi3_jax.curation import basic, gopher, pages, personal
-from phi3_jax.curation.rule import Rule
+from phi3_jax.curation.rule import EXEMPT, Rule
 from phi3_jax.keys import Key, local, number, share, whole, word
 
 DOCUMENT: dict[str, Rule] = {
@@ -65,6 +65,19 @@ CORPUS: dict[str, CorpusRule] = {
             "keep": KEEP,
         },
         ("jaccard", "containment", "keep"),
+    ),
+    "lines": CorpusRule(
+        "Lines that stand in several documents, but for white space and capitals, stay in one; documents that would lose "
+        "too much go",
+        "phi3_jax.curation.lines:lines",
+        ("too_few_lines_left",),
+        {
+            "least_words": whole("lines with fewer words stay", 3, 1),
+            "most_removed": share("most of its words that a document may lose and stay", 0.5),
+            "keep": KEEP,
+            "exempt": EXEMPT,
+        },
+        ("most_removed", "keep"),
     ),
     "decontaminate": CorpusRule(
         "Items of benchmarks: word 13-grams of question, answer and both; 8-grams of shorter ones",

@@ -99,7 +99,7 @@ class Work:
             {
                 "number": n, "text": str(store.part(self.texts_in, n)), "rows": self.rows(n).tolist(), "out": str(path),
                 "prints": str(path.with_name(f"prints-{path.name}")),
-                "parameters": dict(step.parameters),
+                "parameters": dict(step.parameters), "read": str(self.read_part(n)),
             }
             for n, path in enumerate(paths)
             if not path.is_file()
