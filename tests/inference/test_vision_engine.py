@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import phi3_jax
+from phi3_jax import family
 from phi3_jax.__main__ import main
 from phi3_jax.data import chat, pictured
 from phi3_jax.errors import UserError
-from phi3_jax.inference.engine import REREADS, Engine
+from phi3_jax.inference.engine import Engine
 from phi3_jax.inference.sampling import Sampling
 from phi3_jax.interop import loading
 
@@ -117,11 +118,11 @@ def test_greedy_replies_are_the_originals_across_the_border() -> None:
 
 
 def test_phi_3_vision_never_reads_again_and_phi_3_5_vision_once(model: loading.Model, monkeypatch) -> None:
-    assert model.config.longrope is not None and model.config.sliding_window == REREADS
+    windows = [family.published(member).sliding_window for member in ("vision", "vision-3.5")]
     ids = [3 + i % 250 for i in range(model.config.longrope.original_context - 2)]
     calls, again = [], Engine._again
     monkeypatch.setattr(Engine, "_again", lambda self, *given: calls.append(1) or again(self, *given))
-    for window, times in ((REREADS, 0), (REREADS + 1, 1)):
+    for window, times in zip(windows, (0, 1), strict=True):
         one = dataclasses.replace(model, config=dataclasses.replace(model.config, sliding_window=window))
         calls.clear()
         (reply,) = Engine(one, batch=1, rope_regime="original").generate([ids], 5, stop_ids=())
