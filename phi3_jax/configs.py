@@ -552,6 +552,8 @@ class RunConfig:
     base_dtype: str | None = dataclasses.field(default=None, metadata={"since": None})
     # of the loss, where it is not the one that the data set names: "token" or "domain"
     weighting: str = dataclasses.field(default="", metadata={"since": ""})
+    # of a phi-3-vision, what is trained, with factors of its rate (`keys.rates_of`); none: all parts
+    parts: tuple[str, ...] = dataclasses.field(default=(), metadata={"since": ()})
     # where those weights lay
     init: str = dataclasses.field(default="", metadata=_ASIDE)
     # of a study that compares corpora or recipes; what it is shows in the fields above
@@ -580,6 +582,14 @@ class RunConfig:
         _require(
             self.batch_windows % self.accumulation == 0,
             f"train.accumulation={self.accumulation} does not divide the batch of {self.batch_windows} sequences",
+        )
+        _require(
+            not self.parts or self.model.vision is not None,
+            f"train.parts={','.join(self.parts)} are of a phi-3-vision, and {self.model.label} is none; leave them out",
+        )
+        _require(
+            not (self.parts and self.lora),
+            "train.parts and adapters (lora) are both given; adapters stand beside frozen weights: lora.targets says where",
         )
 
     @property
@@ -652,6 +662,7 @@ def run_from_dict(tree: Mapping[str, Any]) -> RunConfig:
         "data": DataConfig(**tree["data"]),
         "keep_steps": tuple(tree["keep_steps"]),
         "profile": tuple(tree["profile"]) if tree["profile"] else None,
+        "parts": tuple(tree.get("parts", ())),
         "preference": PreferenceConfig(**tree["preference"]) if tree.get("preference") else None,
         "lora": lora_from_dict(tree["lora"]) if tree.get("lora") else None,
     }

@@ -91,6 +91,8 @@ KEYS: dict[str, Any] = dict(
         rows=word(
             "what the rows of conversations must be; default: what they are", "", "", "conversations", "preferences"
         ),
+        images=local("folder of the pictures in rows of conversations, for a phi-3-vision"),
+        crops=whole("tiles that a picture is cut into at most; default: what the model's files say", None, 1, 64),
         last_answer=switch("conversations: loss on the last answer only"),
         on_error=word("rows of conversations that are wrong", "stop", "stop", "skip"),
         repeat=switch("text may be passed over more than once to reach ratios or flops"),

@@ -213,6 +213,26 @@ SEED = whole("the first seed", 0, 0, MOST_SEED)
 OPTIMIZERS = ("adamw", "muon", "lion")  # each is a file of training/optimizers/
 SCHEDULES = ("wsd", "cosine", "linear")  # of the learning rate
 PREFERENCES = ("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "orpo", "simpo")  # losses of training/preference.py
+PARTS = ("lm", "projector", "tower")  # of a phi-3-vision
+
+
+def rates_of(parts: Collection[str], shown: str = "train.parts") -> dict[str, float]:
+    """{part: factor of its learning rate} of `lm`, `tower@0.1`.
+
+    Raises:
+      UserError: no part, one that is there twice, a factor that is none.
+    """
+    found: dict[str, float] = {}
+    for one in parts:
+        name, at, rate = one.partition("@")
+        if name not in PARTS:
+            raise UserError(f"{shown}: {name!r} is no part of a model{nearest(name, PARTS)}")
+        if name in found:
+            raise UserError(f"{shown} names {name} twice; name each once")
+        found[name] = number("factor", 1.0, 1e-6, 1e3).read(rate, f"{shown}: the factor {rate!r}") if at else 1.0
+    return found
+
+
 # What a run carries as it was set; its description in `configs.RunConfig` is held against these.
 TRAIN: dict[str, Key] = dict(
     init=local("weights to start from: a run, one of its checkpoints, or hf:FOLDER; default: random", ""),
@@ -227,6 +247,13 @@ TRAIN: dict[str, Key] = dict(
         "",
         "token",
         "domain",
+    ),
+    parts=Key(
+        "of a phi-3-vision, what is trained: lm, projector, tower; tower@0.1 learns at a tenth of the rate; default: all",
+        (),
+        tuple,
+        item=word("a part", None),
+        check=rates_of,
     ),
     dtype=word("of products", None, "float32", "bfloat16"),
     base_dtype=word(

@@ -11,9 +11,10 @@ A file holds rows of one kind, told by their keys:
 | preference | prompt, chosen, rejected: all messages, or all text | two sequences with one prompt; loss on the answers |
 | | chosen, rejected | the same; the prompt is what both begin with, in whole messages, or in token ids of text |
 
-Loss is on an answer, its `<|end|>`, and the `<|endoftext|>` that closes a conversation which ends with an answer; never on
-headers, on what users or the system say, or on padding. Masks alone decide: no id is compared with that of padding. Plain
-text gets one `<|endoftext|>` at its end.
+Rows may have pictures, for a phi-3-vision; `picture_rows` says how, and a text with pictures is a document, all of whose
+text bears loss. Loss is on an answer, its `<|end|>`, and the `<|endoftext|>` that closes a conversation which ends with an
+answer; never on headers, on what users or the system say, on pictures, or on padding. Masks alone decide: no id is compared
+with that of padding. Plain text gets one `<|endoftext|>` at its end.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from phi3_jax.data import chat
+from phi3_jax.data import chat, picture_rows, pictured
+from phi3_jax.data.picture_rows import BadRow, Shelf
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 
@@ -39,6 +41,7 @@ KINDS: dict[tuple[str, ...], str] = {  # the keys of each kind, the longest firs
     ("conversations",): "conversation",
     ("instruction", "output"): "conversation",
     ("text",): "conversation",
+    ("document",): "conversation",  # of `picture_rows`: text with pictures
 }
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 EMPTY, EQUAL, LONG = "empty response", "responses equal in ids", "prompt not shorter than the window"
@@ -46,10 +49,14 @@ EMPTY, EQUAL, LONG = "empty response", "responses equal in ids", "prompt not sho
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: `ids` (n,) int32, and `answer` (n,) bool, True for a token that is a target."""
+    """One sequence: `ids` (n,) int32, and `answer` (n,) bool, True for a token that is a target.
+
+    Tokens of a picture are -k for the one that `pictures` names k-th.
+    """
 
     ids: np.ndarray
     answer: np.ndarray
+    pictures: tuple[str, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -57,8 +64,11 @@ class Example:
         return len(self.ids) - 1
 
     def cut(self, positions: int) -> Example:
-        """Its beginning. An answer that is cut gets no end back."""
-        return Example(self.ids[: positions + 1], self.answer[: positions + 1])
+        """Its beginning. An answer that is cut gets no end back; a picture that would be cut goes."""
+        end = positions + 1
+        while end and end < len(self.ids) and self.ids[end - 1] < 0:
+            end -= 1
+        return Example(self.ids[:end], self.answer[:end], self.pictures)
 
     @property
     def targets(self) -> int:
@@ -105,10 +115,6 @@ class Report:
         return out
 
 
-class BadRow(ValueError):
-    """A row that is not of its kind; the message says why."""
-
-
 def read(
     rows: Callable[[], Iterable[tuple[str, Any]]],
     tokenizer: Tokenizer,
@@ -116,6 +122,7 @@ def read(
     *,
     last_answer: bool = False,
     on_error: str = "stop",
+    shelf: Shelf | None = None,
 ) -> tuple[Report, Examples]:
     """Checks all rows, and gives a function that makes their examples, as often as asked.
 
@@ -125,6 +132,7 @@ def read(
       template: a name in `chat.ROLES`.
       last_answer: loss on the last answer of a conversation only.
       on_error: "skip" leaves out and counts rows that are wrong.
+      shelf: of the rows' pictures; None: they may have none. Rows of pictures that turn out `damaged` there are left out.
 
     Raises:
       UserError: rows of several kinds, no rows at all, or rows that are wrong: names the first and how many there are.
@@ -136,15 +144,31 @@ def read(
         )
     report, keys, first, count = Report(), None, "", 0
     wrong: set[str] = set()
+
+    def parse(place: str, row: Any) -> tuple[tuple[str, ...], _Turns, tuple[str, ...]]:
+        row, pictures = picture_rows.numbered(row)
+        if pictures and (shelf is None or template != "vision"):
+            raise BadRow(
+                "it has pictures, which a text model does not read: start from a phi-3-vision"
+                if template != "vision"
+                else "it has pictures; say with images=FOLDER where they lie"
+            )
+        found = _keys(row)
+        turns = _parse(row, found, template)
+        if template == "vision":
+            picture_rows.require_tags(turns.texts(), len(pictures))
+        names = tuple(shelf.add(picture, place) for picture in pictures) if shelf else ()
+        return found, turns, names
+
     for place, row in rows():
         report.rows += 1
         try:
-            found = _keys(row)
-            parsed = _parse(row, found, template)
+            found, parsed, _ = parse(place, row)
             if keys is not None and found != keys:
                 raise BadRow(f"it has the keys {', '.join(found)} where the rows before have {', '.join(keys)}")
             keys = found
-            report.controls += any(control in text for text in _texts(parsed) for control in tokenizer.special_tokens)
+            spelt = {text for texts in parsed.texts() for text in texts}
+            report.controls += any(control in text for text in spelt for control in tokenizer.special_tokens)
         except BadRow as error:
             count += 1
             wrong.add(place)
@@ -160,7 +184,15 @@ def read(
     def examples() -> Iterator[tuple[str, Row]]:
         for place, row in rows():
             if place not in wrong:
-                made = _examples(_parse(row, keys, template), tokenizer, template, last_answer)
+                _, turns, names = parse(place, row)
+                if shelf and any(name in shelf.damaged for name in names):
+                    report.skipped["of damaged pictures"] += 1
+                    continue
+                counts = shelf.counts(names) if shelf else []
+                made = tuple(
+                    replace(example, pictures=names)
+                    for example in _examples(turns, tokenizer, template, last_answer, counts)
+                )
                 if any(example.targets == 0 for example in made):
                     report.dropped[EMPTY] += 1
                 elif len(made) == 2 and np.array_equal(made[0].ids, made[1].ids):
@@ -199,13 +231,13 @@ class _Turns:
     prompt: Sequence[Message] | str
     responses: tuple[Sequence[Message] | str, ...]
 
+    def texts(self) -> list[list[str]]:
+        """For each response the texts of the prompt and of it."""
+        return [[text for part in (self.prompt, response) for text in _texts(part)] for response in self.responses]
 
-def _texts(turns: _Turns) -> Iterator[str]:
-    for part in (turns.prompt, *turns.responses):
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from (message["content"] for message in part)
+
+def _texts(part: Sequence[Message] | str) -> list[str]:
+    return [part] if isinstance(part, str) else [message["content"] for message in part]
 
 
 def _parse(row: Mapping[str, Any], keys: tuple[str, ...], template: str) -> _Turns:
@@ -224,6 +256,8 @@ def _parse(row: Mapping[str, Any], keys: tuple[str, ...], template: str) -> _Tur
         return _Turns((), (talk,))
     if keys == ("text",):
         return _Turns((), (_messages(_rendered(_text(row["text"], "text")), "text", template),))
+    if keys == ("document",):
+        return _Turns("", (_text(row["document"], "document"),))
     parts = {key: row[key] for key in keys}
     if len({isinstance(part, str) for part in parts.values()}) > 1:
         forms = ", ".join(f"{key} is {'text' if isinstance(part, str) else 'messages'}" for key, part in parts.items())
@@ -295,28 +329,35 @@ def _rendered(text: str) -> list[Message]:
 # ------------------------------------------------------------------------------------------------ turns to ids
 
 
-def _examples(turns: _Turns, tokenizer: Tokenizer, template: str, last_answer: bool) -> Row:
+def _examples(
+    turns: _Turns, tokenizer: Tokenizer, template: str, last_answer: bool, pictures: Sequence[int] = ()
+) -> Row:
     if isinstance(turns.prompt, str):
-        return _plain(turns.prompt, turns.responses, tokenizer)
+        return _plain(turns.prompt, turns.responses, tokenizer, pictures)
     made = []
     for response in turns.responses:
         talk = [*turns.prompt, *response]
         answers = [i for i, message in enumerate(talk) if message["role"] == "assistant" and i >= len(turns.prompt)]
         bears = answers[-1:] if last_answer else answers
-        ids, answer = chat.masked_ids(tokenizer, talk, template, bears)
+        ids, answer = chat.masked_ids(tokenizer, talk, template, bears, pictures)
         empty = all(not talk[i]["content"].strip() for i in bears)
         made.append(Example(ids, answer & (not empty)))
     return tuple(made)
 
 
-def _plain(prompt: str, responses: Sequence[Any], tokenizer: Tokenizer) -> Row:
-    end = tokenizer.special_tokens[chat.END]
-    whole = [np.array([*tokenizer.encode(prompt + response), end], np.int32) for response in responses]
+def _plain(prompt: str, responses: Sequence[Any], tokenizer: Tokenizer, pictures: Sequence[int] = ()) -> Row:
+    """Text as it stands; of a text with pictures neither these nor the `<s>` before each piece of it bear loss."""
+    end, silent = tokenizer.special_tokens[chat.END], pictured.begin_of(tokenizer) if pictures else -1
+
+    def encode(text: str) -> list[int]:
+        return pictured.text_ids(tokenizer, text, pictures) if pictures else tokenizer.encode(text)
+
+    whole = [np.array([*encode(prompt + response), end], np.int32) for response in responses]
     if prompt:
-        shared = [chat.common(tokenizer.encode(prompt), ids) for ids in whole]
+        shared = [chat.common(encode(prompt), ids) for ids in whole]
     else:
         shared = [chat.common(*whole)] * len(whole) if len(whole) == 2 else [0]
     return tuple(
-        Example(ids, (np.arange(len(ids)) >= start) & bool(response.strip()))
+        Example(ids, (np.arange(len(ids)) >= start) & bool(response.strip()) & (ids >= 0) & (ids != silent))
         for ids, start, response in zip(whole, shared, responses, strict=True)
     )

@@ -33,8 +33,8 @@ from array_record.python import array_record_module
 
 from phi3_jax import keys
 from phi3_jax.commands import Command, Flag
+from phi3_jax.data import gallery, sources, tokenizers
 from phi3_jax.data import manifest as manifests
-from phi3_jax.data import sources, tokenizers
 from phi3_jax.data.recipe import Part, Recipe
 from phi3_jax.data.windows import encode, record_dtype, record_version
 from phi3_jax.errors import UserError
@@ -89,9 +89,14 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
             manifest["records"] = version
         manifest |= {"domains": recipe.domains, "loss": recipe.loss, "tokenizer": recipe.tokenizer}
         manifest |= {"generator": recipe.generator}
-        manifest["sources"] = [_write_part(partial, p, p.name, recipe, max(1, size)) for p in recipe.sources]
-        evals = [_write_part(partial, p, f"eval-{p.name}", recipe, max(1, size)) for p in recipe.evals]
+        pictures = None
+        if recipe.pictures:
+            pictures = gallery.Writer(recipe.pictures, _Shards(partial, gallery.NAME, gallery.SHARD))
+        manifest["sources"] = [_write_part(partial, p, p.name, recipe, max(1, size), pictures) for p in recipe.sources]
+        evals = [_write_part(partial, p, f"eval-{p.name}", recipe, max(1, size), pictures) for p in recipe.evals]
         manifest["evals"] = [entry for entry in evals if entry]
+        if pictures:
+            manifest["pictures"] = pictures.finish(partial)
         manifest |= {"inputs": recipe.inputs.record(), "left_out": recipe.inputs.left_out()}
         tokenizers.keep(recipe.files, partial / tokenizers.FOLDER)
         manifest["fingerprint"] = manifests.fingerprint(manifest)
@@ -104,15 +109,22 @@ def write_dataset(out: str | Path, recipe: Recipe, *, shard_bytes: int = SHARD_B
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_part(folder: Path, part: Part, stem: str, recipe: Recipe, shard_windows: int) -> dict[str, Any]:
+def _write_part(
+    folder: Path, part: Part, stem: str, recipe: Recipe, shard_windows: int, pictures: gallery.Writer | None = None
+) -> dict[str, Any]:
     """A part's entry of the manifest; {} for an optional one that holds nothing."""
     entry: dict[str, Any] = {"name": part.name}
     entry |= {"weight": part.weight, "fresh": part.fresh} if part.meter is None else {"meter": part.meter}
     counts = {"windows": 0, "tokens": 0, "targets": 0, "max_targets_per_window": 0}
     content = hashlib.sha256()
     shards = _Shards(folder, stem, shard_windows)
+    seen: list[tuple[int, int, int]] = []
     try:
         for windows in part.windows:
+            if windows.seen and pictures:
+                places, said = pictures.put(windows.seen, counts["windows"])
+                seen += places
+                content.update(said)
             per_window = (windows.domains > 0).sum(1)
             if windows.domains.max(initial=0) > len(recipe.domains):
                 raise UserError(f"source {part.name!r} uses domain {windows.domains.max()} of {recipe.domains}")
@@ -131,6 +143,8 @@ def _write_part(folder: Path, part: Part, stem: str, recipe: Recipe, shard_windo
         raise UserError(f"source {part.name!r} is empty: nothing to export")
     entry |= counts | {"bytes": part.bytes() if part.bytes else None, "content": content.hexdigest()}
     entry["shards"] = shards.rename()
+    if pictures:
+        entry["seen"] = gallery.write_seen(folder, stem, seen, pictures.tiles(seen))
     if part.meter is not None:
         entry["extra"] = None
         if part.extra is not None:
@@ -239,7 +253,9 @@ def _only_shards(folder: Path) -> bool:
         else []
     )
     shards = [name for name in names if re.fullmatch(r".+-\d{5}-of-\d{5}\.arrayrecord", name)]
-    return bool(shards) and all(name in shards or re.fullmatch(r"eval-.+\.npz", name) for name in names)
+    return bool(shards) and all(
+        name in shards or re.fullmatch(r"eval-.+\.npz|.+-seen\.npz|pictures\.npz", name) for name in names
+    )
 
 
 def _made_again(out: Path, recipe: Recipe, manifest: dict[str, Any]) -> tuple[list[str], list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import sys
 import warnings
@@ -90,7 +91,7 @@ class Picture:
     """A picture that is not decoded yet: its size is known.
 
     Args:
-      source: a file, an image of Pillow's, or uint8 (height, width, 3).
+      source: a file or its bytes, an image of Pillow's, or uint8 (height, width, 3).
       exif: turn it as its EXIF orientation says, which the released code does not.
       name: what errors call it; default: the file.
 
@@ -104,7 +105,7 @@ class Picture:
     def __init__(self, source: Any, *, exif: bool = False, name: str = "") -> None:
         self._exif = exif
         self._image: Any = None
-        self._file: Path | None = None
+        self._file: Path | bytes | None = None
         if isinstance(source, np.ndarray):
             self.name = name or f"an array of shape {source.shape}"
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
@@ -112,8 +113,9 @@ class Picture:
             self._image = pillow().fromarray(source)
             self.size: tuple[int, int] = self._image.size
             return
-        if isinstance(source, (str, Path)):
-            self._file, self.name = Path(source), name or str(source)
+        if isinstance(source, (str, Path, bytes)):
+            self._file = source if isinstance(source, bytes) else Path(source)
+            self.name = name or ("the picture" if isinstance(source, bytes) else str(source))
             with self._opened() as image:
                 self.size = self._turned_size(image)
                 _remark(self.name, image)
@@ -128,7 +130,7 @@ class Picture:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", image_module.DecompressionBombWarning)
-                image = image_module.open(self._file)
+                image = image_module.open(io.BytesIO(self._file) if isinstance(self._file, bytes) else self._file)
         except image_module.DecompressionBombError as error:
             raise UserError(f"{self.name}: more than {MOST_PIXELS:,} pixels; make it smaller first") from error
         except (OSError, ValueError, SyntaxError) as error:

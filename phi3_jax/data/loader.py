@@ -28,7 +28,9 @@ import grain
 import numpy as np
 from array_record.python import array_record_module
 
+from phi3_jax.configs import Vision
 from phi3_jax.data import manifest as manifests
+from phi3_jax.data.gallery import Gallery
 from phi3_jax.data.windows import FIELDS, positions, record_dtype
 from phi3_jax.errors import UserError
 
@@ -282,10 +284,16 @@ def open_dataset(folder: str | Path, verify: str = "records") -> Dataset:
     if verify not in ("records", "sha256"):
         raise UserError(f"verify={verify!r} is unknown; use 'records' or 'sha256'")
     manifest = manifests.read(folder)
-    for part in [*manifest["sources"], *manifest["evals"]]:
+    shown = [manifest["pictures"]] if "pictures" in manifest else []
+    for part in [*manifest["sources"], *manifest["evals"], *shown]:
         for shard in part["shards"]:
             _check_shard(folder, shard, verify)
     return Dataset(folder, manifest, whole_weights([s["weight"] for s in manifest["sources"]]))
+
+
+def pictures(ds: Dataset, eyes: Vision | None) -> Gallery:
+    """The pictures of a data set that has some, for a model with these eyes."""
+    return Gallery(ds.folder, ds.manifest, _open, eyes)
 
 
 # --------------------------------------------------------------------------------------------- batches

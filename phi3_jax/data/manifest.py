@@ -6,6 +6,8 @@
                 shards: [{file, records, size, sha256}]}],
      evals: [the same, plus meter (a name in phi3_jax.data.meters.METERS) and extra (.npz of per-item arrays,
        or null)],
+     pictures: {count, tile, patch, crops, sizes: .npz of width and height, shards: as above} where windows show any; each
+       source and eval then has seen: {file: .npz of window, column, picture, sha256, tiles} (phi3_jax.data.gallery),
      inputs: what was read (phi3_jax.data.corpora.inputs), left_out: {reason: {count, files}} of a folder's other files}
 
 A tokenizer that is read from files is kept in the folder `tokenizer`.

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from phi3_jax.data.dialogues import EQUAL, LONG, Report, Row
-from phi3_jax.data.windows import Windows, most_segments
+from phi3_jax.data.pictured import runs, tokens_of
+from phi3_jax.data.windows import Seen, Windows, most_segments
 
 BUFFER = 8192  # rows
 ENOUGH = 0.97  # share of positions in use that a proposed window must reach
@@ -94,15 +95,18 @@ def _windows(rows: Sequence[Row], window: int) -> Windows:
     width = len(rows[0])
     bins = best_fit([sum(e.positions for e in row) for row in rows], window, most_segments(window) // width)
     tokens, targets, segments, domains = np.zeros((4, len(bins), window), np.int32)
+    seen = []
     for number, members in enumerate(bins):
         column = 0
         for segment, example in enumerate((e for index in members for e in rows[index]), 1):
             span = slice(column, column + example.positions)
-            tokens[number, span], targets[number, span] = example.ids[:-1], example.ids[1:]
+            tokens[number, span], targets[number, span] = tokens_of(example.ids[:-1]), tokens_of(example.ids[1:])
+            if example.pictures:
+                seen += [Seen(number, column + at, example.pictures[k - 1]) for k, at, _ in runs(example.ids)]
             segments[number, span] = segment
             domains[number, span] = example.answer[1:] * ((segment - 1) % width + 1)
             column = span.stop
-    return Windows(tokens, targets, segments, domains)
+    return Windows(tokens, targets, segments, domains, seen=tuple(seen))
 
 
 def used(sizes: Sequence[int], window: int, width: int = 1) -> float:

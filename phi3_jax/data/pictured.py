@@ -127,9 +127,9 @@ class Prompt:
 
 def check(prompt: Prompt, album: Album) -> None:
     """UserError unless each run of -k is as long as picture k, and every picture has one."""
-    runs, counts = list(_runs(prompt.ids)), album.counts(prompt.pictures)
-    check_tags([number for number, _, _ in runs], len(counts))
-    for number, at, length in runs:
+    found, counts = list(runs(prompt.ids)), album.counts(prompt.pictures)
+    check_tags([number for number, _, _ in found], len(counts))
+    for number, at, length in found:
         if length != counts[number - 1]:
             raise UserError(
                 f"{length} places of {-number} from token {at} on, and {prompt.pictures[number - 1].name} takes "
@@ -137,7 +137,7 @@ def check(prompt: Prompt, album: Album) -> None:
             )
 
 
-def _runs(ids: Sequence[int]) -> Iterable[tuple[int, int, int]]:
+def runs(ids: Sequence[int] | np.ndarray) -> Iterable[tuple[int, int, int]]:
     """(picture, first place, number of places) of each run of equal negative ids."""
     at = 0
     while at < len(ids):
@@ -175,7 +175,7 @@ def batch(prompts: Sequence[Prompt], shape: tuple[int, int], album: Album) -> tu
             if id(picture) not in first:
                 parts.append(images.tiles_of(picture, album.crops, eyes))
                 first[id(picture)], count = count, count + len(parts[-1])
-        here = ((prompt.pictures[number - 1], at) for number, at, _ in _runs(prompt.ids))
+        here = ((prompt.pictures[number - 1], at) for number, at, _ in runs(prompt.ids))
         shown.append([images.Shown(p.grid(album.crops, eyes), first[id(p)], at) for p, at in here])
     tiles = np.zeros((bucket(count), 3, eyes.tile, eyes.tile), np.float32)
     if parts:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.data.corpora.inputs import Inputs
+from phi3_jax.data.picture_rows import Shelf
 from phi3_jax.data.windows import Windows
 
 VERSION = 1  # of the output for given parameters; raise it when the same request gives other windows
@@ -45,6 +46,7 @@ class Recipe:
       inputs: what is read, to skip by; not in the fingerprint.
       warnings: asked after the windows.
       files: of the tokenizer, by their names in the data set.
+      pictures: those that the windows show, None where they show none.
     """
 
     kind: str
@@ -59,3 +61,4 @@ class Recipe:
     inputs: Inputs = field(default_factory=Inputs)
     warnings: Callable[[], list[str]] = list
     files: Mapping[str, Path] = field(default_factory=dict)
+    pictures: Shelf | None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,14 +21,23 @@ WIDE = 16_384  # tokens of a window from which on records are of version 2, whos
 FIELDS = ("tokens", "targets", "segments", "domains")
 
 
+class Seen(NamedTuple):
+    """A picture in windows: its tokens begin at `column` of window `row`; `picture` is its name."""
+
+    row: int
+    column: int
+    picture: str
+
+
 @dataclass(frozen=True)
 class Windows:
-    """N windows of T positions; all four integer arrays are (N, T)."""
+    """N windows of T positions; all four integer arrays are (N, T). `seen`: the pictures in them, row by row."""
 
     tokens: np.ndarray
     targets: np.ndarray
     segments: np.ndarray
     domains: np.ndarray
+    seen: tuple[Seen, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         shapes = {getattr(self, name).shape for name in FIELDS}
@@ -39,7 +49,9 @@ class Windows:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Windows:
         """Some of the windows: a slice, an index array or a mask over N."""
-        return Windows(*(getattr(self, name)[rows] for name in FIELDS))
+        numbers = np.arange(len(self))[rows].tolist() if self.seen else []
+        seen = tuple(one._replace(row=i) for i, row in enumerate(numbers) for one in self.seen if one.row == row)
+        return Windows(*(getattr(self, name)[rows] for name in FIELDS), seen=seen)
 
     @property
     def window(self) -> int:
@@ -49,7 +61,11 @@ class Windows:
 
 def concatenate(parts: Sequence[Windows]) -> Windows:
     """All windows of `parts`, in order."""
-    return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    seen = tuple(
+        one._replace(row=one.row + start) for part, start in zip(parts, starts, strict=False) for one in part.seen
+    )
+    return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS), seen=seen)
 
 
 def positions(segments: np.ndarray) -> np.ndarray:

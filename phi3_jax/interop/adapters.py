@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,26 @@ class Adapter:
 
     @functools.cached_property
     def _scales(self) -> dict[str, np.ndarray]:
-        return {f"blocks.{kind}.weight": lora.scales(self.model, self.how, kind) for kind in self.how.targets}
+        return {lora.leaf_of(kind): lora.scales(self.model, self.how, kind) for kind in self.how.targets}
 
     @functools.cached_property
     def _weights(self) -> dict[str, ParamSpec]:
-        return {f"blocks.{kind}.weight": spec for kind, spec in lora.projections(self.model).items()}
+        return {lora.leaf_of(kind): spec for kind, spec in lora.projections(self.model).items()}
 
-    def change(self, leaf: str, layer: int) -> np.ndarray:
-        """s A B of one layer of a weight, float32, in the weight's shape."""
-        a, b = (self.values[name][layer] for name in self._pair(leaf))
-        return lora.delta(self._weights[leaf], a, b, float(self._scales[leaf][layer]))
+    def change(self, leaf: str, layer: int | None) -> np.ndarray:
+        """s A B of one layer of a weight (None: of one that is not stacked), float32, in the weight's shape."""
+        a, b = (self.values[name] if layer is None else self.values[name][layer] for name in self._pair(leaf))
+        return lora.delta(self._weights[leaf], a, b, float(self._scales[leaf][layer or 0]))
+
+    def layers(self, leaf: str) -> Sequence[int | None]:
+        """Numbers of the layers of a weight that has an adapter; None alone where nothing is stacked."""
+        return self._weights[leaf].layers
 
     def merged(self, leaf: str, layer: int | None, part: np.ndarray) -> np.ndarray:
         """A layer of a parameter (all of it where `layer` is None) with its adapter added in float32, where it has one."""
         if not self.merges(leaf):
             return part
-        if layer is None:
+        if layer is None and lora.stacked(self._weights[leaf]):
             return np.stack([self.merged(leaf, i, one) for i, one in enumerate(part)])
         return np.asarray(part, np.float32) + self.change(leaf, layer)
 

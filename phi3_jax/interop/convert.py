@@ -78,10 +78,11 @@ def _largest(weights: loading.Weights) -> str:
     assert found is not None
     changes = {
         (leaf, layer): float(np.abs(found.change(leaf, layer)).max())
-        for leaf in weights.dtypes if found.merges(leaf) for layer in range(found.model.layers)
+        for leaf in weights.dtypes if found.merges(leaf) for layer in found.layers(leaf)
     }  # fmt: skip
     leaf, layer = max(changes, key=lambda key: changes[key])
-    return f"adapters merged in float32, largest change {changes[leaf, layer]:.4g} in {leaf}[{layer}]"
+    place = leaf if layer is None else f"{leaf}[{layer}]"
+    return f"adapters merged in float32, largest change {changes[leaf, layer]:.4g} in {place}"
 
 
 def import_adapter(source: Path, base: str, target: Path, window_rule: str = "transformers") -> tuple[ModelConfig, int]:

@@ -102,7 +102,7 @@ def _config(path: Path, cfg: ModelConfig) -> LoraConfig:
     of_rank, of_alpha = fields.inside("rank_pattern"), fields.inside("alpha_pattern")
     found = LoraConfig(
         fields.whole("r", 8, low=1), fields.number("lora_alpha", 8.0, above=0), fields.flag("use_rslora", False),
-        tuple(lora.projections(cfg)),
+        tuple(lora.projections(cfg, eyes=False)),
         tuple((key, of_rank.whole(key, low=1)) for key in of_rank.names()) if of_rank else (),
         tuple((key, of_alpha.number(key, above=0)) for key in of_alpha.names()) if of_alpha else (),
     )  # fmt: skip
@@ -161,7 +161,7 @@ def _modules(path: Path, cfg: ModelConfig, given: LoraConfig, made_for: str) -> 
 
 def _places(cfg: ModelConfig) -> Iterator[tuple[str, tuple[str, int, int | None, int, int]]]:
     """(path, (projection, layer, part or None, inputs, outputs)) of every module that can have an adapter."""
-    for kind, spec in lora.projections(cfg).items():
+    for kind, spec in lora.projections(cfg, eyes=False).items():
         fan_in = math.prod(spec.shape[i] for i in spec.inputs)
         fan_out = math.prod(spec.shape[i] for i in spec.outputs)
         names = lora.APART.get(kind, ()) if cfg.layout == "phi3" else ()
@@ -183,7 +183,7 @@ def _fused(found: list[Module], kind: str, cfg: ModelConfig, layer: int) -> Modu
     if found[0].part is None and len(found) == 1:
         return found[0]
     if any(module.part is None for module in found):
-        where = lora.published(lora.projections(cfg)[kind], layer)
+        where = lora.published(lora.projections(cfg, eyes=False)[kind], layer)
         raise UserError(f"the adapter has {where} and parts of it apart; save it with one of both")
     rows = part_rows(cfg, kind)
     rank, scale, dtype = sum(m.a.shape[0] for m in found), found[0].scale, np.result_type(*(m.b for m in found))
@@ -199,7 +199,7 @@ def _fused(found: list[Module], kind: str, cfg: ModelConfig, layer: int) -> Modu
 
 def _as_given(fused: Mapping[tuple[str, int], Module], cfg: ModelConfig, given: LoraConfig) -> LoraConfig:
     """The stated ranks and scales, and rank 0 of what the file does not hold."""
-    kinds = tuple(kind for kind in lora.projections(cfg) if any(k == kind for k, _ in fused))
+    kinds = tuple(kind for kind in lora.projections(cfg, eyes=False) if any(k == kind for k, _ in fused))
     missing = tuple((path, 0) for path in _absent(fused, cfg, kinds))
     return LoraConfig(
         given.rank, given.alpha, given.rslora, kinds, (*missing, *given.rank_pattern), given.alpha_pattern
@@ -208,8 +208,8 @@ def _as_given(fused: Mapping[tuple[str, int], Module], cfg: ModelConfig, given: 
 
 def _described(fused: Mapping[tuple[str, int], Module], cfg: ModelConfig) -> LoraConfig:
     """Ranks and scales as the adapters have them."""
-    kinds = tuple(kind for kind in lora.projections(cfg) if any(k == kind for k, _ in fused))
-    paths = {where: lora.published(lora.projections(cfg)[where[0]], where[1]) for where in fused}
+    kinds = tuple(kind for kind in lora.projections(cfg, eyes=False) if any(k == kind for k, _ in fused))
+    paths = {where: lora.published(lora.projections(cfg, eyes=False)[where[0]], where[1]) for where in fused}
     ranks = {paths[where]: module.a.shape[0] for where, module in fused.items()}
     alphas = {paths[where]: module.scale * module.a.shape[0] for where, module in fused.items()}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
@@ -222,7 +222,7 @@ def _described(fused: Mapping[tuple[str, int], Module], cfg: ModelConfig) -> Lor
 
 
 def _absent(fused: Mapping[tuple[str, int], Module], cfg: ModelConfig, kinds: tuple[str, ...]) -> list[str]:
-    specs = lora.projections(cfg)
+    specs = lora.projections(cfg, eyes=False)
     places = [(kind, layer) for kind in kinds for layer in range(cfg.layers)]
     return [lora.published(specs[kind], layer) for kind, layer in places if (kind, layer) not in fused]
 
@@ -278,6 +278,11 @@ def matrices(found: Adapter, factors: Mapping[str, float] | None = None) -> dict
 
 def write(folder: Path, found: Adapter, base_name: str) -> int:
     """Writes adapters as PEFT's files into a folder; bytes of the matrices. muP's multipliers go where the weights' go."""
+    if blind := [kind for kind in found.how.targets if "." in kind]:
+        raise UserError(
+            f"adapters of {', '.join(blind)} have no form in PEFT's files here; write the model with them merged: convert "
+            "--merge"
+        )
     arrays = matrices(found, huggingface.folding(found.model))
     forms = {name: (safetensors.NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     entries = safetensors.plan(forms, folder, single=WEIGHTS)
@@ -291,7 +296,7 @@ def write(folder: Path, found: Adapter, base_name: str) -> int:
 def config_of(found: Adapter, base_name: str) -> dict[str, Any]:
     """adapter_config.json, which PEFT reads."""
     cfg, how = found.model, found.how
-    kinds = lora.projections(cfg)
+    kinds = lora.projections(cfg, eyes=False)
     places = [(kind, layer) for kind in how.targets for layer in range(cfg.layers)]
     there = [lora.published(kinds[kind], layer) for kind, layer in places if lora.ranks(cfg, how, kind)[layer]]
     whole = len(there) == len(places)

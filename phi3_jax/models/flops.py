@@ -13,15 +13,18 @@ backward pass costs twice the forward. What differs is attention:
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from functools import lru_cache
 
-import jax
 import numpy as np
 
 from phi3_jax.configs import BlockSparse, LoraConfig, ModelConfig
 from phi3_jax.errors import UserError, nearest
+from phi3_jax.keys import PARTS, rates_of
 from phi3_jax.models.lora import adapter_specs
-from phi3_jax.models.spec import ParamSpec, count_params
+from phi3_jax.models.parts import part_of
+from phi3_jax.models.spec import ParamSpec, count_params, named
 
 CONVENTIONS = ("causal", "non_causal", "windowed", "block_sparse", "6n", "6nd")
 
@@ -88,14 +91,75 @@ def forward_flops_per_token(model: ModelConfig, time: int, convention: str = "ca
 
 
 def train_flops_per_token(
-    model: ModelConfig, time: int, convention: str = "causal", lora: LoraConfig | None = None
+    model: ModelConfig,
+    time: int,
+    convention: str = "causal",
+    lora: LoraConfig | None = None,
+    parts: Collection[str] = (),
 ) -> float:
     """Training FLOPs a token (forward and backward) at sequence length `time`; beside adapters no matrix has a gradient.
+
+    Nor have those of the language model where it is not among the `parts` of a phi-3-vision that are trained. Tiles of
+    pictures come on top.
 
     Causal: phi-3-mini at 4,096: 24.75 GFLOP; -small at 8,192: 50.78 (as if dense); -medium at 4,096: 87.81.
     """
     forward = forward_flops_per_token(model, time, convention)
     if lora is None:
-        return 3 * forward
-    specs = jax.tree.leaves(adapter_specs(model, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
-    return 3 * forward - 2 * matmul_params(model) + 6 * sum(spec.size for spec in specs)
+        return 3 * forward - (2 * matmul_params(model) if parts and "lm" not in rates_of(parts) else 0)
+    return 3 * forward - 2 * matmul_params(model) + 6 * _adapter_sizes(model, lora)["lm"]
+
+
+def _adapter_sizes(model: ModelConfig, lora: LoraConfig) -> Counter[str]:
+    """{part: parameters of its adapters}."""
+    specs = named(adapter_specs(model, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
+    sizes: Counter[str] = Counter()
+    for name, spec in specs.items():
+        sizes[part_of(name)] += spec.size
+    return sizes
+
+
+def tile_flops(model: ModelConfig) -> float:
+    """Forward FLOPs of one tile of a picture: through the tower but for its unused layer, and the projector.
+
+    phi-3-vision: 372 GFLOP, of which the projector is 6.
+    """
+    matrices, attention, projector = _of_tile(model)
+    return matrices + attention + sum(projector)
+
+
+def _of_tile(model: ModelConfig) -> tuple[float, float, tuple[float, float]]:
+    """Forward FLOPs of the tower's matrices, of its attention, and of the projector's two matrices."""
+    eyes = model.vision
+    if eyes is None:
+        return 0.0, 0.0, (0.0, 0.0)
+    tokens, layers, d = eyes.patches + 1, eyes.layers - 1, eyes.embed
+    matrices = 2.0 * eyes.patches * 3 * eyes.patch**2 * d + 2.0 * tokens * layers * (4 * d * d + 2 * d * eyes.mlp)
+    projector = 2.0 * eyes.side**2 * eyes.width * model.embed, 2.0 * eyes.side**2 * model.embed**2
+    return matrices, 4.0 * layers * tokens**2 * d, projector
+
+
+def train_tile_flops(model: ModelConfig, lora: LoraConfig | None = None, parts: Collection[str] = ()) -> float:
+    """Training FLOPs of one tile. What does not learn, and feeds nothing that does, runs forward alone.
+
+    Args:
+      lora: adapters that are trained.
+      parts: of the model that are, as `keys.rates_of` reads them; none: all.
+    """
+    eyes = model.vision
+    if eyes is None:
+        return 0.0
+    matrices, attention, (first, second) = _of_tile(model)
+    sizes = _adapter_sizes(model, lora) if lora else Counter()
+    whole = set() if lora else set(rates_of(parts) or PARTS)
+    learns = {part for part in PARTS if part in whole or sizes[part]}
+    total = tile_flops(model)
+    if "tower" in learns:  # gradients of what enters each matrix, but for pixels
+        total += matrices - 2.0 * eyes.patches * 3 * eyes.patch**2 * eyes.embed + 2 * attention
+    if "tower" in learns or "projector" in whole:  # the separators, which enter beside the tower's features, learn too
+        total += first
+    if learns & {"tower", "projector"}:
+        total += second
+    total += matrices * ("tower" in whole) + (first + second) * ("projector" in whole)
+    per_tower, per_projector = sizes["tower"] * (eyes.patches + 1), sizes["projector"] * eyes.side**2
+    return total + 6.0 * (per_tower + per_projector)

@@ -56,7 +56,7 @@ def embedded(
 
 
 def tower(
-    params: Tree, tiles: Float[jax.Array, "n c h w"], eyes: Vision, dtype: jnp.dtype = jnp.float32
+    params: Tree, tiles: Float[jax.Array, "n c h w"], eyes: Vision, dtype: jnp.dtype = jnp.float32, again: bool = False
 ) -> Float[jax.Array, "n p d"]:
     """Features of the patches, in `dtype`: the input of the last layer, without the class token.
 
@@ -65,9 +65,15 @@ def tower(
       tiles: normalised pixels, (tiles, 3, side, side).
       eyes: the tower.
       dtype: in which it computes.
+      again: the backward pass computes each layer again, and keeps their inputs alone.
     """
+
+    def layer(x: jax.Array, one: Tree) -> jax.Array:
+        return _layer(x, one, eyes)
+
     x = embedded(params, tiles, eyes, dtype)
-    x = jax.lax.scan(lambda x, one: (_layer(x, one, eyes), None), x, params["blocks"])[0]
+    block = jax.checkpoint(layer) if again else layer
+    x = jax.lax.scan(lambda x, one: (block(x, one), None), x, params["blocks"])[0]
     return x[:, 1:]
 
 
@@ -84,6 +90,7 @@ def rows(
     eyes: Vision,
     dtype: jnp.dtype = jnp.float32,
     layout: Layout = ANYWHERE,
+    again: bool = False,
 ) -> Float[jax.Array, "r d"]:
     """What takes the places of embeddings: the tokens of all tiles, then the end of a row and the end of the grid.
 
@@ -93,13 +100,14 @@ def rows(
       params: params["vision"] of a model.
       tiles: normalised pixels, (tiles, 3, side, side); as many on each device.
       layout: where activations lie on a mesh.
+      again: see `tower`.
 
     Returns:
       (tiles * side**2 + ENDS, embed) of a device.
     """
 
     def part(tiles: jax.Array, params: Tree) -> jax.Array:
-        see = lambda some: merged(tower(params, some, eyes, dtype), eyes)  # noqa: E731
+        see = lambda some: merged(tower(params, some, eyes, dtype, again), eyes)  # noqa: E731
         if tiles.shape[0] > AT_ONCE:  # so that the scores of a few tiles are in memory, not of all
             tokens = jax.lax.map(lambda one: see(one[None])[0], tiles, batch_size=AT_ONCE)
         else:
@@ -136,8 +144,13 @@ def put(
 
 
 def rows_of(
-    params: Tree, tiles: jax.Array, cfg: ModelConfig, dtype: jnp.dtype = jnp.float32, layout: Layout = ANYWHERE
+    params: Tree,
+    tiles: jax.Array,
+    cfg: ModelConfig,
+    dtype: jnp.dtype = jnp.float32,
+    layout: Layout = ANYWHERE,
+    again: bool = False,
 ) -> jax.Array:
     """`rows` of a whole model's parameters."""
     assert cfg.vision is not None  # nobody gives pictures to a text model
-    return rows(params["vision"], tiles, cfg.vision, dtype, layout)
+    return rows(params["vision"], tiles, cfg.vision, dtype, layout, again)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax import family
+from phi3_jax.configs import ModelConfig
 from phi3_jax.data import sources, tokenizers
 from phi3_jax.data.corpora import facts
 from phi3_jax.errors import Stopped, UserError
@@ -41,6 +42,8 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
 
         own = loading.kept_folder(config.train.init) if config.train.init else None
         given["tokenizer"] = str(own) if own and data.tokenizer == "bytes" else data.tokenizer
+        if config.train.init and scale == family.GIVEN:
+            given |= _sight(config, loading.config_of(config.train.init))
         given["template"] = data.template or templates.named_by(tokenizers.place(given["tokenizer"])) or ""
     if "universe" in takes:
         universe = data.universe or 9000 * K_FACTS.get(scale, 32)
@@ -49,6 +52,20 @@ def data_arguments(config: Any, scale: str, largest: int) -> dict[str, Any]:
         pool = next((pool for pool in pools if universe <= pool**2), facts.MAX_POOL)
         given |= dict(universe=universe, facts=universe // 2 if data.facts is None else data.facts, pool=pool)
     return dict(data=name, **given)
+
+
+def _sight(config: Any, model: ModelConfig) -> dict[str, Any]:
+    """How a model sees: options of rows with pictures.
+
+    Raises:
+      UserError: pictures for a model that reads none.
+    """
+    images, crops = config.data.images, config.data.crops
+    if model.vision is None:
+        if images or crops:
+            raise UserError(f"{model.label} reads no pictures; start from a phi-3-vision, or leave images= out")
+        return {}
+    return {"crops": crops or model.vision.crops, "eyes": f"{model.vision.tile}/{model.vision.patch}"}
 
 
 def vocabulary_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

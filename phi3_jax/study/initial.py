@@ -27,7 +27,7 @@ from phi3_jax.study.runs import lora_of, model_of, recorded, require_frozen
 # What the numbers of a model stand for: the same weights under others are another model.
 _SAME = (
     "vocab", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp", "tied", "bias", "norm", "norm_eps", "activation",
-    "gegelu_limit", "embed_multiplier", "residual_multiplier", "softmax_scale", "dummy_tokens", "experts",
+    "gegelu_limit", "embed_multiplier", "residual_multiplier", "softmax_scale", "dummy_tokens", "experts", "vision",
 )  # fmt: skip
 # What a model attends to, which a run may change on purpose.
 _FREE = ("context", "window_keys", "rope_base", "longrope", "blocksparse")

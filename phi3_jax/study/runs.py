@@ -19,7 +19,7 @@ from phi3_jax.experiment import SOURCE, TABLE
 from phi3_jax.family import FULL_OPTIM, PROXY_OPTIM, trained
 from phi3_jax.keys import parse_count
 from phi3_jax.models import lora
-from phi3_jax.models.flops import train_flops_per_token
+from phi3_jax.models.flops import train_flops_per_token, train_tile_flops
 from phi3_jax.models.spec import count_params
 from phi3_jax.planning import memory
 from phi3_jax.records.files import read_state
@@ -195,6 +195,7 @@ def plan_runs(
                 arm=arm, model=model, optim=optim, data=data, batch_windows=batch, seed=seed,
                 accumulation=train.accumulation, preference=pairs,
                 lora=lora_of(config, model), base_dtype=train.base_dtype,
+                parts=tuple(train.parts),
                 weighting=train.weighting if train.weighting != own else "",  # a run that says the same is the same run
                 dtype=dtype_of(config, large and (full or not on_cpu)),
                 remat=train.remat or ("full" if large else "none"),
@@ -350,8 +351,8 @@ def check_data(model: ModelConfig, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def plan_of(run: RunConfig, on_cpu: bool) -> dict[str, Any]:
-    """What a run is predicted to need: parameters, FLOPs, memory by category."""
+def plan_of(run: RunConfig, on_cpu: bool, tiles: float = 0.0) -> dict[str, Any]:
+    """What a run is predicted to need: parameters, FLOPs, memory by category; `tiles` of pictures come with a token."""
     params, window = count_params(run.model), run.data.window
     rows = run.batch_windows // run.accumulation
     size = 2 if run.dtype == "bfloat16" else 4
@@ -360,7 +361,8 @@ def plan_of(run: RunConfig, on_cpu: bool) -> dict[str, Any]:
         run.model, rows, window, remat=run.remat, value_bytes=size, on_cpu=on_cpu, optimizer=run.optim.name,
         lora=run.lora, frozen_bytes=frozen,
     )  # fmt: skip
-    per_token = train_flops_per_token(run.model, window, lora=run.lora)
+    per_token = train_flops_per_token(run.model, window, lora=run.lora, parts=run.parts)
+    per_token += tiles * train_tile_flops(run.model, run.lora, run.parts)
     return {
         "parameters": params,
         "non_embedding": run.model.matrix_params,

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # at the top: a signal during the seconds that the i
 
     sys.exit(start("worker"))
 
+import dataclasses
 import functools
 import json
 import os
@@ -25,6 +26,8 @@ import jax
 
 from phi3_jax.cluster import end_with_parent
 from phi3_jax.configs import RunConfig, run_from_dict
+from phi3_jax.data import manifest as manifests
+from phi3_jax.data.gallery import tiles_per_token
 from phi3_jax.errors import STOPPED, UserError
 from phi3_jax.experiment import load_config
 from phi3_jax.records.files import read_json
@@ -37,7 +40,8 @@ from phi3_jax.training.train import train_run
 
 def train(run: RunConfig, study: Path, **options: Any) -> Result:
     """`train_run` with what the study says of the run: its plan, and the hash of a forecast that came first."""
-    plan = plan_of(run, jax.devices()[0].platform == "cpu")
+    seen = tiles_per_token(manifests.read(manifests.beside(study / run.name, dataclasses.asdict(run.data))))
+    plan = plan_of(run, jax.devices()[0].platform == "cpu", seen)
     return train_run(
         run, study, plan, forecast=forecast.sha(study), read_params=initial.reader(run),
         read_adapters=initial.adapter_reader(run), **options,

@@ -27,6 +27,7 @@ from phi3_jax.data import loader, manifest
 from phi3_jax.errors import UserError
 from phi3_jax.records import files
 from phi3_jax.sharding import feed, rules
+from phi3_jax.training import pictures
 
 NAME, PARTS = "reference.npz", "reference"
 TOKENS = 16384  # a batch
@@ -61,12 +62,16 @@ def make(
     sharding = rules.batch_sharding(run.strategy, mesh)
     mine = np.arange(count) if first else feed.local_rows(sharding, (count, run.data.window))
     distributed.on_first(lambda: _prepare(folder / PARTS, mark))
-    for number in range(len(ds.manifest["sources"])):
+    shown = pictures.of(ds, run)
+    for number, entry in enumerate(ds.manifest["sources"]):
         begin = distributed.from_first(functools.partial(_stop, folder / PARTS, number))
         found: list[np.ndarray] = []
         since, at = time.monotonic(), begin
         for batch, valid in loader.source_batches(ds, number, count, mine, begin):
             placed = {k: feed.place(v, mine, count, sharding) for k, v in batch.items()}
+            if shown:
+                each = [shown.of(entry, at + i) for i in range(count)]
+                placed |= pictures.fields(shown, each, run, mesh, mine)
             nll = feed.gather(eval_fn(params, placed)["nll"])
             at += valid
             if first:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
-from phi3_jax.models import decoder, lora
+from phi3_jax.models import decoder, lora, parts, vision
 from phi3_jax.models.layout import explicit, per_device
 from phi3_jax.models.spec import Tree, init_params, param_specs
 from phi3_jax.sharding import rules
@@ -46,13 +46,20 @@ def specs_of(run: RunConfig) -> Tree:
     return lora.adapter_specs(run.model, run.lora) if run.lora else param_specs(run.model)
 
 
+def trained(tree: Tree, run: RunConfig) -> Tree:
+    """What a run changes of a tree like its `params`: all of it, or some parts of a phi-3-vision (`models.parts`)."""
+    return tree if run.lora else parts.taken(tree, run.parts)
+
+
 def _first_params(run: RunConfig) -> Tree:
     return lora.init_adapters(run.model, run.lora, run.seed) if run.lora else init_params(run.model, run.seed)
 
 
 def whole_params(params: Tree, frozen: Tree | None, run: RunConfig) -> Tree:
-    """The model's parameters, of those that are trained and, in a run of adapters, those that are not."""
-    return lora.joined(frozen, params, run.model, run.lora) if run.lora else params
+    """The model's parameters: of those that are trained, and of `frozen`, the others or, with adapters, all of them."""
+    if run.lora:
+        return lora.joined(frozen, params, run.model, run.lora)
+    return params if frozen is None else parts.filled(frozen, params)
 
 
 def init_state(run: RunConfig, mesh: Mesh) -> TrainState:
@@ -73,18 +80,22 @@ def abstract_state(run: RunConfig, mesh: Mesh) -> TrainState:
 
 def _fresh(run: RunConfig, params: Any) -> TrainState:
     zero = jnp.int32(0)
-    return TrainState(zero, params, _rule(run).init(params), jnp.float32(0), zero, zero)
+    return TrainState(zero, params, _rule(run).init(trained(params, run)), jnp.float32(0), zero, zero)
 
 
 def _rule(run: RunConfig) -> optax.GradientTransformation:
-    return optimizer(run.optim.name).make(run.optim, run.model, specs_of(run) if run.lora else None)
+    some = specs_of(run) if run.lora else trained(param_specs(run.model), run) if run.model.vision else None
+    return optimizer(run.optim.name).make(run.optim, run.model, some)
 
 
 def _hidden(params: Any, batch: Batch, run: RunConfig) -> jax.Array:
+    layout, dtype, pictures = rules.layout_of(run.strategy), jnp.dtype(run.dtype), None
+    if "tiles" in batch:
+        again = run.remat != "none"
+        pictures = vision.rows_of(params, batch["tiles"], run.model, dtype, layout, again), batch["index"]
     return decoder.hidden_states(
         params, batch["tokens"], run.model, positions=batch["positions"], segments=batch["segments"],
-        dtype=jnp.dtype(run.dtype), remat=run.remat, unroll=run.unroll, attention=run.attention,
-        layout=rules.layout_of(run.strategy),
+        dtype=dtype, remat=run.remat, unroll=run.unroll, attention=run.attention, layout=layout, pictures=pictures,
     )  # fmt: skip
 
 
@@ -149,7 +160,8 @@ def loss_and_grads(
     params: Any, batch: Batch, run: RunConfig, loss: Loss, frozen: Any = None
 ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """Loss, metrics (loss/<domain>, its mean nll, and the objective's own) and gradients of a global batch, over
-    `run.accumulation` microbatches. `frozen` are the parameters that a run of adapters does not train.
+    `run.accumulation` microbatches. `frozen` are the parameters that a run of adapters does not train, or of which
+    `params` are some.
 
     Weights are set by the whole batch before it is cut, so that accumulation changes nothing but memory.
 
@@ -173,17 +185,17 @@ def loss_and_grads(
         return batch_loss(whole_params(params, frozen, run), batch, run, loss)
 
     grad_fn = jax.value_and_grad(of_trained, has_aux=True)
-    parts = run.accumulation
+    micros = run.accumulation
 
     def named(sums: jax.Array, extra: dict[str, jax.Array]) -> dict[str, jax.Array]:
         means = sums / sizes
         return {f"loss/{name}": means[i] for i, name in enumerate(loss.domains)} | extra
 
-    if parts == 1:
+    if micros == 1:
         (total, aux), grads = grad_fn(params, batch)
         return total, named(*aux), grads
     # Row i of every stride goes to microbatch i: rows stay on the device that holds them.
-    cut = {k: _strided(x, parts) for k, x in batch.items()}
+    cut = {k: _strided(x, micros) for k, x in batch.items()}
 
     def add(carry: Any, micro: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, grad_fn(params, micro)), None
@@ -202,14 +214,16 @@ def train_step(
 
     Args:
       state: donated by `compile_steps`.
-      batch: global batch of (batch, time) arrays: tokens, targets, segments, positions, domains.
+      batch: global batch of (batch, time) arrays: tokens, targets, segments, positions, domains; with pictures also index,
+        and the tiles and tile_count of `data.gallery.Sight`.
       lr: scalar learning rate.
       frozen: the model's parameters where adapters of it are trained.
 
     Returns:
       New state; metrics: loss (weighted, nats), grad_norm, skipped, and those of `loss_and_grads`.
     """
-    total, parts, grads = loss_and_grads(state.params, batch, run, loss, frozen)
+    old = trained(state.params, run)
+    total, means, grads = loss_and_grads(old, batch, run, loss, frozen if run.lora else state.params)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     applied = state.step - state.skipped
@@ -217,20 +231,22 @@ def train_step(
     ok = finite & (calm if run.optim.spike_factor else True)
     if run.optim.clip:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, run.optim.clip / norm), grads)
-    updates, opt = _rule(run).update(grads, state.opt, state.params)
-    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    updates, opt = _rule(run).update(grads, state.opt, old)
+    params = jax.tree.map(lambda p, u: p - lr * u, old, parts.scaled(updates, run.parts))
     mean = jnp.where(applied == 0, norm, 0.98 * state.grad_norm_mean + 0.02 * norm)
     keep = lambda new, old: jnp.where(ok, new, old)  # noqa: E731
     new = TrainState(
         step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
+        params=parts.filled(state.params, jax.tree.map(keep, params, old)),
         opt=jax.tree.map(keep, opt, state.opt),
         grad_norm_mean=keep(mean, state.grad_norm_mean),
         skipped=state.skipped + jnp.where(ok, 0, 1),
         streak=jnp.where(ok, 0, state.streak + 1),
     )
     metrics = {"loss": total, "grad_norm": norm, "skipped": new.skipped, "streak": new.streak}
-    return new, metrics | parts
+    if "tiles" in batch:
+        metrics |= {"tiles": jnp.sum(batch["tile_count"]), "tiles_padded": jnp.int32(batch["tiles"].shape[0])}
+    return new, metrics | means
 
 
 def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]:

@@ -16,15 +16,16 @@ from phi3_jax import chips, compile_cache, distributed
 from phi3_jax.configs import RunConfig, fingerprint, science
 from phi3_jax.data import loader, meters
 from phi3_jax.data import manifest as manifests
+from phi3_jax.data.gallery import tiles_per_token
 from phi3_jax.errors import UserError
-from phi3_jax.models.flops import train_flops_per_token
+from phi3_jax.models.flops import train_flops_per_token, train_tile_flops
 from phi3_jax.models.spec import param_specs
 from phi3_jax.records import checkpoint, ownership
 from phi3_jax.records.folder import DONE, own, refuse_other
 from phi3_jax.records.goodput import Clock
 from phi3_jax.sharding import feed, rules
 from phi3_jax.sharding.mesh import mesh_of
-from phi3_jax.training import reference, step
+from phi3_jax.training import pictures, reference, step
 from phi3_jax.training.best import wanted
 from phi3_jax.training.folder import describe, write_status
 from phi3_jax.training.loop import LoopConfig, Result, fit
@@ -55,20 +56,23 @@ def _batches(
     mine = np.unique(rows * shards // count)
     source = loader.train_batches(ds, count, run.seed, steps=run.steps, rows=rows)
 
-    @functools.cache
-    def kept() -> tuple[Callable[[int], tuple[np.ndarray, np.ndarray]], reference.Arrays]:
-        return loader.records_of(ds, count, run.seed), reference.read(folder)
+    shown, parts = pictures.of(ds, run), ds.manifest["sources"]
+    places = functools.cache(lambda: loader.records_of(ds, count, run.seed))
+    kept = functools.cache(lambda: reference.read(folder))
 
     def get(number: int) -> dict[str, jax.Array]:
         local = source[number]
         if loss.objective.reference == "kept":
-            places, values = kept()
-            sources, records = places(number)
-            local["reference"] = reference.spread(values, sources[rows], records[rows], local["segments"])
+            sources, records = (x[rows] for x in places()(number))
+            local["reference"] = reference.spread(kept(), sources, records, local["segments"])
         batch = {name: feed.place(x, rows, count, sharding) for name, x in local.items()}
         if loss.capacity:
             index = step.loss_index(local["domains"], len(mine), loss.capacity)
             batch["loss_index"] = feed.place(index, mine, shards, sharding)
+        if shown:
+            where = zip(*map(np.ndarray.tolist, places()(number)), strict=True)
+            each = [shown.of(parts[source], record) for source, record in where]
+            batch |= pictures.fields(shown, each, run, mesh, rows, run.accumulation)
         return batch
 
     return get
@@ -107,13 +111,18 @@ def evaluate(
     # Process 0, which scores, reads everything; the others what their devices need.
     mine = np.arange(per_batch) if first else feed.local_rows(sharding, (per_batch, run.data.window))
 
+    shown, seen = pictures.of(ds, run), dict[str, jax.Array]()
+
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         placed = {k: feed.place(v, mine, per_batch, sharding) for k, v in batch.items()}
-        return feed.gather(eval_fn(params, placed))
+        return feed.gather(eval_fn(params, placed | seen))
 
     for entry in ds.manifest["evals"]:
-        meter, found = meters.find(entry["meter"]), []
+        meter, found, begin = meters.find(entry["meter"]), [], 0
         for batch, valid in loader.eval_batches(ds, entry["name"], per_batch, mine):
+            if shown:
+                each = [shown.of(entry, begin + i) for i in range(per_batch)]
+                seen, begin = pictures.fields(shown, each, run, mesh, mine), begin + per_batch
             out = forward(batch)
             if meter.free and last:
                 own = free_running(forward, batch, out, mine)
@@ -244,7 +253,8 @@ def _train(
             frozen = read_params(shardings) if read_params else None
             train_step, eval_step = (functools.partial(f, frozen=frozen) for f in (train_step, eval_step))
             read_params = read_adapters
-        per_token = train_flops_per_token(run.model, run.data.window, lora=run.lora)
+        per_token = train_flops_per_token(run.model, run.data.window, lora=run.lora, parts=run.parts)
+        per_token += tiles_per_token(ds.manifest) * train_tile_flops(run.model, run.lora, run.parts)
         chip = chips.of_device(jax.devices()[0].device_kind)
         loop = LoopConfig(
             steps=run.steps, tokens_per_step=run.tokens_per_step, flops_per_step=per_token * run.tokens_per_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import phi3_jax
+from phi3_jax import family
 from phi3_jax.__main__ import main
 from phi3_jax.data import chat, pictured
 from phi3_jax.errors import UserError
@@ -113,6 +115,18 @@ def test_greedy_replies_are_the_originals_across_the_border() -> None:
         assert reply.ids[: len(want)] == want
     auto = Engine(model).generate(prompts[1:2], 12, stop_ids=(), images=shown[1:2])[0]
     assert auto.ids != cases["one"]["greedy_ids"]  # the long list from the first token on: a deviation, documented
+
+
+def test_phi_3_vision_never_reads_again_and_phi_3_5_vision_once(model: loading.Model, monkeypatch) -> None:
+    windows = [family.published(member).sliding_window for member in ("vision", "vision-3.5")]
+    ids = [3 + i % 250 for i in range(model.config.longrope.original_context - 2)]
+    calls, again = [], Engine._again
+    monkeypatch.setattr(Engine, "_again", lambda self, *given: calls.append(1) or again(self, *given))
+    for window, times in zip(windows, (0, 1), strict=True):
+        one = dataclasses.replace(model, config=dataclasses.replace(model.config, sliding_window=window))
+        calls.clear()
+        (reply,) = Engine(one, batch=1, rope_regime="original").generate([ids], 5, stop_ids=())
+        assert len(reply.ids) == 5 and len(calls) == times
 
 
 # ------------------------------------------------------------------------------------------------ commands

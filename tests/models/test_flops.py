@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.configs import BlockSparse, ModelConfig
+from phi3_jax.configs import BlockSparse, LoraConfig, ModelConfig, Vision
 from phi3_jax.errors import UserError
 from phi3_jax.family import proxy, published
-from phi3_jax.models import decoder, flops
+from phi3_jax.models import decoder, flops, lora, parts, vision
 from phi3_jax.models.masks import blocksparse_allowed
 from phi3_jax.models.spec import count_params, init_params
 
@@ -131,3 +132,54 @@ def test_unknown_convention() -> None:
     with pytest.raises(UserError, match="non_causal"):
         flops.train_flops_per_token(published("mini"), 4096, "noncausal")
     assert np.isfinite(flops.train_flops_per_token(published("small"), 8192, "block_sparse"))
+
+
+EYES = Vision(embed=32, layers=3, heads=4, mlp=48, tile=28, patch=14)
+SEEING = dataclasses.replace(published("vision"), vocab=96, embed=32, layers=1, heads=4, kv_heads=4, head_dim=8, mlp=32,
+                             vision=EYES, longrope=None)  # fmt: skip
+
+
+def test_a_tile_of_the_released_tower() -> None:
+    assert f"{flops.tile_flops(published('vision')) / 1e12:.2f}" == "0.37"
+    assert flops.tile_flops(published("mini")) == flops.train_tile_flops(published("mini")) == 0
+    both = flops.train_tile_flops(published("vision"), parts=("lm",))
+    assert both == flops.tile_flops(published("vision"))
+
+
+@pytest.mark.parametrize(
+    "words,how",
+    [
+        ((), None),
+        (("tower",), None),
+        (("projector", "lm"), None),
+        (("lm",), None),
+        ((), LoraConfig(2, 4.0, targets=("tower.qkv", "tower.down"))),
+    ],
+)
+def test_the_traced_tower_has_these_products(words: tuple[str, ...], how: LoraConfig | None) -> None:
+    tiles, count = jnp.zeros((3, 3, 28, 28)), 3
+    tree = jax.eval_shape(lambda: init_params(SEEING, 0))
+    ends = 2 * vision.ENDS * SEEING.embed * (EYES.width + SEEING.embed)  # forward, of what no tile has
+
+    def see(whole: Any) -> jax.Array:
+        return vision.rows_of(whole, tiles, SEEING).sum()
+
+    assert count_products(jax.make_jaxpr(see)(tree).jaxpr) == count * flops.tile_flops(SEEING) + ends
+    some = {"vision": parts.taken(tree, words).get("vision", {})}
+    if how:
+        some = lora.adapter_specs(SEEING, how)
+        some = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), some, is_leaf=lambda s: hasattr(s, "axes")
+        )
+
+    def loss(some: Any, tree: Any) -> jax.Array:
+        return see(lora.joined(tree, some, SEEING, how) if how else parts.filled(tree, some))
+
+    found = count_products(jax.make_jaxpr(jax.grad(loss))(some, tree).jaxpr)
+    wanted = count * flops.train_tile_flops(SEEING, how, words)
+    # The rows of the two ends are in the projector's products too; adapters of the first matrix need no gradient of theirs.
+    room = 3 * ends + (2 * count * (EYES.patches + 1) * how.rank * EYES.embed if how else 0)
+    assert wanted - room <= found <= wanted + room
+    if not how and words:
+        whole = count_products(jax.make_jaxpr(jax.grad(see, allow_int=True))(tree).jaxpr)
+        assert found < whole

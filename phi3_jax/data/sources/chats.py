@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phi3_jax import keys
+from phi3_jax.configs import Vision
 from phi3_jax.data import chat, dialogues, packing, several, tokenizers
-from phi3_jax.data.corpora import text
+from phi3_jax.data.corpora import files, text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.data.corpora.instructions import World, probe
 from phi3_jax.data.dialogues import Report, Row
+from phi3_jax.data.images import MOST_CROPS
+from phi3_jax.data.picture_rows import Shelf
 from phi3_jax.data.recipe import VERSION, Part, Recipe
 from phi3_jax.data.sources.documents import OPTIONS as TEXT
 from phi3_jax.data.sources.documents import TextStream
@@ -26,6 +29,7 @@ from phi3_jax.data.windows import Windows
 from phi3_jax.errors import UserError, nearest
 
 LONGEST = 4096  # sequence length that is proposed: the context that mini, small and medium are trained at
+LONGEST_SEEN = 16_384  # the same for rows with pictures, of which one alone takes up to 2,653 tokens
 
 OPTIONS = {
     "tokenizer": keys.local("the model's own: a file or folder with the control tokens of the family", "bytes"),
@@ -36,6 +40,9 @@ OPTIONS = {
     "rows": keys.word("what the rows must be; default: what they are", "", "", "conversations", "preferences"),
     "last_answer": keys.Key("loss on the last answer of a conversation only", False, bool),
     "on_error": keys.word("stop at a row that is wrong, or skip and count such rows", "stop", "stop", "skip"),
+    "images": keys.local("folder that the pictures of the rows lie in, for a phi-3-vision; default: no pictures"),
+    "crops": keys.whole("tiles that a picture is cut into at most", 16, 1, MOST_CROPS),
+    "eyes": keys.word("TILE/PATCH, sides in pixels, of the model that sees them", "336/14"),
     "seed": keys.whole("of the order in which rows are packed", 0, 0, keys.MOST_SEED),
 }
 
@@ -61,7 +68,8 @@ def recipe(request: Request) -> Recipe:
     if o["eval"] and several.split(o["eval"])[1:]:
         raise UserError(f"eval={o['eval']} names several sources; give one file")
     held = 0.0 if o["eval"] else o["held_out"]
-    read = [_Rows.read(one, tokenizer, o, held) for one in rows]
+    shelf = Shelf(files.local(o["images"]), eyes_of(o["eyes"], o["crops"])) if o["images"] else None
+    read = [_Rows.read(one, tokenizer, o, held, shelf) for one in rows]
     pairs = read[0].pairs
     for other in read[1:]:
         if other.pairs != pairs:
@@ -75,7 +83,8 @@ def recipe(request: Request) -> Recipe:
     if pairs and texts:
         raise UserError(f"{texts[0].spec} is text, which a loss of pairs does not read; leave it out")
     domains = ["chosen", "rejected"] if pairs else ["answers"]
-    window = o["window"] or packing.proposed([n for some in read for n in some.lengths()], LONGEST, len(domains))
+    longest = LONGEST_SEEN if shelf and shelf.names else LONGEST
+    window = o["window"] or packing.proposed([n for some in read for n in some.lengths()], longest, len(domains))
     meter, only = "preference" if pairs else "text", len(named) == 1
     names = dict(zip(named, [domains[0]] if only else several.slugs(named), strict=True))
     sources = [Part(names[some.one], some.split.train(window, o["seed"]), weight=some.one.weight) for some in read]
@@ -83,7 +92,7 @@ def recipe(request: Request) -> Recipe:
     inputs = sum((some.inputs for some in read), Inputs())
     warnings = [some.report.lines for some in read]
     if o["eval"]:
-        own = _Rows.read(several.split(o["eval"])[0], tokenizer, o, 0.0)
+        own = _Rows.read(several.split(o["eval"])[0], tokenizer, o, 0.0, shelf)
         if own.pairs != pairs:
             raise UserError(f"eval={o['eval']} holds {own.kind}, not {read[0].kind}; name rows of the same kind")
         evals.append(Part("eval", packing.pack(own.rows(), window, own.report), meter=meter))
@@ -102,18 +111,34 @@ def recipe(request: Request) -> Recipe:
     if made := next((one.spec for one in rows if one.spec.startswith(several.GENERATED)), None):
         windows, extra = probe(World.of(made.partition(":")[2]), tokenizer, template, window)
         evals.append(Part("chat", [windows], meter="chat", extra=extra))
+    seen = shelf if shelf and shelf.names else None
+    if seen:
+        inputs += Inputs(versions=[seen.account])
     data = "+".join(one.name if only else f"{one.name}@{one.weight:g}" for one in named)
     generator = dict(version=VERSION, data=f"chats:{data}", window=window)
     generator |= dict(tokenizer=tokenizer.fingerprint, template=template, seed=o["seed"], held_out=o["held_out"])
     generator |= dict(last_answer=o["last_answer"])
     generator |= dict(eval=several.split(o["eval"])[0].name) if o["eval"] else {}
+    generator |= dict(crops=o["crops"], eyes=o["eyes"]) if seen else {}
     return Recipe(
         kind="chats", vocab=tokenizer.vocab_size, window=window, domains=domains,
         loss="preference" if pairs else "token_mean",
         tokenizer=tokenizer.describe(), generator=generator,
         sources=sources, evals=evals, inputs=inputs,
-        warnings=lambda: [line for lines in warnings for line in lines()], files=tokenizer.files,
+        warnings=lambda: [line for lines in warnings for line in lines()], files=tokenizer.files, pictures=seen,
     )  # fmt: skip
+
+
+def eyes_of(word: str, crops: int) -> Vision:
+    """Tile and patch of `336/14`, and crops; the rest of a tower is nothing to data.
+
+    Raises:
+      UserError: another form.
+    """
+    tile, _, patch = word.partition("/")
+    if not (tile.isascii() and tile.isdigit() and patch.isascii() and patch.isdigit()):
+        raise UserError(f"--eyes {word} must be TILE/PATCH in pixels, such as 336/14")
+    return Vision(tile=int(tile), patch=int(patch), crops=crops)
 
 
 def _listed(ask: Callable[[], str | None]) -> list[str]:
@@ -131,12 +156,15 @@ class _Rows:
     split: _Split
 
     @staticmethod
-    def read(one: several.One, tokenizer: tokenizers.Tokenizer, o: Mapping[str, Any], held_out: float) -> _Rows:
+    def read(
+        one: several.One, tokenizer: tokenizers.Tokenizer, o: Mapping[str, Any], held_out: float, shelf: Shelf | None
+    ) -> _Rows:
         rows, inputs = several.rows_of(one)
         report, examples = dialogues.read(
-            rows, tokenizer, o["template"], last_answer=o["last_answer"], on_error=o["on_error"]
+            rows, tokenizer, o["template"], last_answer=o["last_answer"], on_error=o["on_error"], shelf=shelf
         )
-        return _Rows(one, report, examples, inputs, _Split(examples, held_out, report))
+        check = functools.partial(shelf.check, o["on_error"] == "skip") if shelf else None
+        return _Rows(one, report, examples, inputs, _Split(examples, held_out, report, check))
 
     @property
     def pairs(self) -> bool:
@@ -158,15 +186,21 @@ class _Rows:
 
 @dataclass
 class _Split:
-    """Training rows come out packed; held-out rows are kept for `held`, which is consumed after them."""
+    """Training rows come out packed; held-out rows are kept for `held`, which is consumed after them.
+
+    Rows with pictures are held out by the first of these. `check` is called before rows are read to be written.
+    """
 
     examples: dialogues.Examples
     share: float
     report: Report
+    check: Callable[[], None] | None = None
     kept: list[Row] = field(default_factory=list)
 
     def train(self, window: int, seed: int) -> Iterator[Windows]:
         some = False
+        if self.check:
+            self.check()
         for windows in packing.pack(self._training(), window, self.report, seed):
             yield windows
             some = True
@@ -180,7 +214,7 @@ class _Split:
     def _training(self) -> Iterator[Row]:
         last = None  # one behind, so that not all rows are held out
         for _, row in self.examples():
-            ids = json.dumps([example.ids.tolist() for example in row])
+            ids = row[0].pictures[0] if row[0].pictures else json.dumps([example.ids.tolist() for example in row])
             if self.share and text.is_held_out(ids, self.share):
                 self.kept.append(row)
                 continue
