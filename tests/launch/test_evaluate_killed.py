@@ -117,9 +117,17 @@ def killed(tmp_path: Path, kills: int) -> None:
             assert lines == whole[name] or not name.startswith("items"), f"turn {turn}: {name} is not whole"
         return found
 
+    def lose() -> None:
+        """What was reached is lost: the next ones reach all of it again."""
+        for name in whole:
+            (broken / name).unlink(missing_ok=True)
+        (broken / "evals.jsonl").write_bytes(theirs + b'\n{"torn\n')
+
     rng, seen = random.Random(kills), 0
     for turn in range(kills + 1):
         how = "hold" if turn == kills // 2 else ("slow", "as-ever")[turn % 2]
+        if how == "hold":  # an evaluation that had ended would write nothing
+            lose()
         child = forks.start(how, *words, broken)
         if how == "hold":  # the control: one kill that is known to come in the middle of a write
             until = time.monotonic() + 600
@@ -134,10 +142,8 @@ def killed(tmp_path: Path, kills: int) -> None:
             assert list(broken.rglob(f".evals.jsonl.{files.host()}.{child}.*")), "control: a write was cut"
             assert ownership.record_of(broken, inside=True).exists(), "control: in the hands of a dead owner"
         seen = max(seen, len(check(turn)))
-        if rng.random() < 0.3:  # what was reached is lost: the next ones reach all of it again
-            for name in whole:
-                (broken / name).unlink(missing_ok=True)
-            (broken / "evals.jsonl").write_bytes(theirs + b'\n{"torn\n')
+        if rng.random() < 0.3:
+            lose()
     forks.start("as-ever", *words, broken)
     assert forks.over() == 0
     forks.close()
