@@ -150,8 +150,9 @@ def test_a_run_that_was_killed_with_pictures_in_its_stream_ends_bit_for_bit(tmp_
 
 
 @pytest.mark.slow
-def test_adapters_of_a_run_stand_for_the_model_with_them(tmp_path: Path) -> None:
+def test_adapters_of_a_run_stand_for_the_model_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop(tmp_path)
+    monkeypatch.chdir(tmp_path)  # the run names its base as it was typed
     folder = train(tmp_path, "train=lora,lora=2,name=lora")
     model, base = load(str(folder)), load(f"hf:{tmp_path / 'hf'}")
     pictures = [str(tmp_path / "pics/1.png")]
@@ -164,22 +165,3 @@ def test_adapters_of_a_run_stand_for_the_model_with_them(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     merged = load(str(tmp_path / "runs/merged")).logits("<|image_1|>what?", images=pictures)
     np.testing.assert_allclose(merged, told, rtol=0, atol=1e-4 * float(np.abs(told).max()))
-
-
-@pytest.mark.slow
-def test_preferences_on_pictures_begin_at_their_reference(tmp_path: Path) -> None:
-    shop(tmp_path)
-    rows = []
-    for i in range(8):
-        talk = [{"role": "user", "content": "<image>what is in this picture?"}]
-        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (f"a dog {i}", f"a chart {i}"))
-        rows.append({"prompt": talk, "chosen": chosen, "rejected": rejected, "images": [f"{i % 5}.png"]})
-    (tmp_path / "llava.json").write_text(json.dumps(rows))
-    words = command("train=lm,name=dpo")
-    words[3] = words[3].replace("vision.py:sft", "vision.py:dpo")
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    (folder,) = [path.parent for path in (tmp_path / "runs/dpo").glob("*/metrics.jsonl")]
-    metrics = read_rows(folder / "metrics.jsonl")
-    assert metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)  # the reference saw the same pictures
-    assert metrics[-1]["rewards/margin"] > 0.01
