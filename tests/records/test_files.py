@@ -111,6 +111,7 @@ ELSEWHERE = {
     "phi3_jax/reporting/figures.py": "into memory", "analysis/drawing.py": "into memory",
     "phi3_jax/evaluation/retrieval_probe.py": "into memory", "phi3_jax/evaluation/sandbox.py": "/proc",
     "phi3_jax/interop/safetensors.py": "inside records.targets.whole", "phi3_jax/data/export.py": "inside targets.whole",
+    "phi3_jax/data/gallery.py": "inside targets.whole, as part of an export",
     "phi3_jax/study/workers.py": "a process's log, which grows", "phi3_jax/training/reference.py": "into memory",
     "benchmarks/checkpoint.py": "a folder of its own", "benchmarks/convert.py": "a folder of its own",
     "benchmarks/decode_cpu.py": "a folder of its own", "benchmarks/loader.py": "a folder of its own",
