@@ -112,7 +112,7 @@ class Phases:
                 if not there:
                     raise UserError(
                         f"role {role.name} has no document for phase {phase + 1} ({', '.join(role.of)}); name other "
-                        "sources or genres with --config.roles, or set its rate to 0"
+                        "sources or genres in roles, or set its rate to 0"
                     )
                 counts = {"documents": self._documents[role.name, phase], "tokens": there}
                 roles[role.name] = {"rate": rate, **counts, "epochs": rate * tokens / there}
