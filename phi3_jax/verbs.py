@@ -376,8 +376,8 @@ CURATE = Command(
 
 Needs pip install -e '.[curate]'. The same command goes on where it was stopped. Into --output go parts/ (the corpus, which
 data=OUTPUT trains on), rejected/ (with reasons), report.html, and manifest.json. The file of --config says which rules
-there are; --config.rules.STEP.PARAMETER=VALUE sets a limit. With --config experiments/synthetic.py a model writes the text:
---endpoint or --model; every answer is kept, and the same rules decide.""",
+there are; --config.rules.STEP.PARAMETER=VALUE sets a limit. With --config experiments/synthetic.py a model
+writes the text, that of --endpoint or of --model; every answer is kept, and the same rules decide.""",
     "phi3_jax.curation.command:command",
     {
         "config": Flag(

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -346,7 +347,7 @@ def test_a_run_of_ours_writes_offline_and_goes_on_where_it_was(made: Any, tiny: 
     command += ["--config.order=exact", "--config.synthetic.temperature=1.5", "--config.synthetic.max_tokens=70"]
     assert call(verbs.CURATE, command) == 0
     found, whole = json.loads((out / "manifest.json").read_text())["synthetic"], result(out)
-    assert found["model"].startswith("tiny@") and found["tokens"]["written"] > 100
+    assert re.fullmatch("hf@[0-9a-f]{16}", found["model"]) and found["tokens"]["written"] > 100
     outcomes = found["templates"]["tiny"]["outcomes"]
     assert sum(outcomes.values()) == 20 and outcomes["written"] >= 3 and outcomes["truncated"] >= 1
     kept = out / "asked" / "answers-00000.jsonl"
@@ -355,7 +356,7 @@ def test_a_run_of_ours_writes_offline_and_goes_on_where_it_was(made: Any, tiny: 
     for path in ("manifest.json", "asked/written/part-00000.jsonl"):
         (out / path).unlink()
     assert call(verbs.CURATE, command) == 0 and result(out) == whole
-    with pytest.raises(UserError, match=r"none of 6 answers by tiny@.* is a text \(6 too_long\); set a smaller"):
+    with pytest.raises(UserError, match=r"none of 6 answers by hf@.* is a text \(6 too_long\); set a smaller"):
         call(verbs.CURATE, ["--config", f"{CONFIG}:count=6", "--model", str(tiny), "--output", str(tmp_path / "no")])
 
 
