@@ -102,7 +102,7 @@ def by_modality(rows: Sequence[Row], rule: Mapping[str, Any], footer: str) -> Fi
     for ax, head in zip(axes, ends, strict=True):
         for style, arm in zip(ARM_STYLE, arms, strict=False):
             _curve(ax, rows, arm, seeing.SHOWN[head], style, arm)
-        blind = seeing.cell(rows, *rule["floor"], seeing.SHOWN[head])
+        blind = seeing.floor(rows, rule, seeing.SHOWN[head])
         if blind:
             ax.axhline(
                 100 * float(np.mean(list(blind.values()))), color="#555555", linestyle=":", label=rule["floor"][0]

@@ -62,6 +62,12 @@ def cell(rows: Sequence[Row], arm: str, size: str, endpoint: str, logit: bool = 
     return found if logit else {seed: value / 100 for seed, value in found.items()}
 
 
+def floor(rows: Sequence[Row], rule: Mapping[str, Any], endpoint: str) -> dict[int, float]:
+    """{seed: share} of the rule's model that does not see."""
+    arm, size = rule["floor"]
+    return cell(rows, arm, size, endpoint)
+
+
 def combined(cells: Sequence[tuple[float, Mapping[int, float]]]) -> Estimate | None:
     """A sum of cells with factors, within each seed that has all of them, over seeds; None where none has."""
     seeds = sorted(set.intersection(*(set(values) for _, values in cells)))
@@ -87,7 +93,7 @@ def refused(rows: Sequence[Row], rule: Mapping[str, Any]) -> list[str]:
     """Why cells that the interaction is made of say nothing: at a floor or ceiling, or of who does not see."""
     said = []
     low, high = rule["admitted"]
-    blind = cell(rows, *rule["floor"], rule["endpoint"])
+    blind = floor(rows, rule, rule["endpoint"])
     low = max(low, float(np.mean(list(blind.values())))) if blind else low
     for arm in rule["arms"]:
         for size in rule["sizes"]:

@@ -112,7 +112,7 @@ def _sums(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def among(kind: int, wanted: int) -> int:
     """How many items of a stream hold so many of a kind, a multiple of four."""
-    return wanted * len(_TURN) // int((kind == _TURN).sum())
+    return wanted * len(_TURN) // _TURN.tolist().count(kind)
 
 
 def windows(seed: int, stream: str, start: int, count: int, shown: str, kind: int | None = None) -> Windows:
