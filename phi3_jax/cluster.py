@@ -180,4 +180,14 @@ def end_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+CORES = "PHI3_JAX_CORES"  # by which such a process is told its cores
+
+
+def join() -> None:
+    """What a process that was started beside others does first: it ends with its parent, and keeps to its cores."""
+    end_with_parent()  # no worker trains on unseen
+    if hasattr(os, "sched_setaffinity") and (cores := os.environ.get(CORES)):
+        os.sched_setaffinity(0, map(int, cores.split(",")))  # before jax makes its thread pool
+
+
 _LIBC = ctypes.CDLL(None)  # loaded here, for little is safe between fork and exec

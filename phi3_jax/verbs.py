@@ -548,22 +548,10 @@ VERDICT = Command(
     "python -m phi3_jax.study.verdict",
 )
 
-SIZES = Command(
-    "sizes",
-    """Says what a longer window does to models of different size: the study of experiments/longcontext.py.
-
-Reads the factors.json of every extension that is there, applies the rule that was written before they ran, and names what
-is not run, with the command that makes the next.""",
-    "phi3_jax.extension.sizes:command",
-    {
-        "folder": Flag(local("of the extensions, such as runs/longcontext"), "FOLDER", needed=True, bare=True),
-        "bases": Flag(local("the study of the bases", "runs/longcontext-sizes"), "STUDY"),
-    },
-    "runs/longcontext",
-)
-
-# What a command starts: the process of one host (cluster.train), and the process that trains some runs (study.workers).
+# What a command starts: the process of one host (cluster.train), one that trains some runs (study.workers), and one that
+# makes an extension of a study (extension.sizes).
 LAUNCH = dataclasses.replace(RUN, name="launch", body="phi3_jax.study.launch:main", also="", hidden=True)
+EXTENSION = dataclasses.replace(EXTEND, name="extension", body="phi3_jax.extension.sizes:one", also="", hidden=True)
 WORKER = Command(
     "worker",
     """Trains runs of a study one after the other.
@@ -588,7 +576,7 @@ TABLE = {
     command.name: command
     for command in (
         RUN, PLAN, SUBMIT, GENERATE, EVALUATE, COMPARE, EXTEND, CONVERT, QUANTIZE, EXPORT, DATA, CURATE, FIT, FORECAST,
-        POWER, REPORT, PROBE, VERDICT, SIZES, LAUNCH, WORKER,
+        POWER, REPORT, PROBE, VERDICT, LAUNCH, EXTENSION, WORKER,
     )
 }  # fmt: skip
 

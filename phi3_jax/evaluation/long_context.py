@@ -3,6 +3,7 @@
     needles     questions in the form a base can be trained on (`#ab=48213;`, phi3_jax.data.needles), teacher-forced: the
                 share of a value's tokens that are right
     RULER's     11 tasks and `passkey` (phi3_jax.evaluation.ruler), greedy replies, string match; qa from DIR/qa/test.jsonl
+    repoqa      functions found by their description (phi3_jax.evaluation.repoqa), from DIR/repoqa/*.json(.gz)
     positions   loss of rows of text in bins of positions that double, on rows that do not depend on the lengths asked for
 
 Items depend on the seed, the task and the length alone, so that models with one tokenizer are compared pairwise.
@@ -10,6 +11,7 @@ Items depend on the seed, the task and the length alone, so that models with one
 
 from __future__ import annotations
 
+import functools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +28,15 @@ from phi3_jax import statistics
 from phi3_jax.data import long_rows, needles, sources
 from phi3_jax.data.corpora import files as inputs
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.evaluation import ruler
+from phi3_jax.evaluation import repoqa, ruler
 from phi3_jax.inference.engine import Completion, Engine
 from phi3_jax.inference.forward import Judge
 from phi3_jax.interop.loading import Model
 from phi3_jax.keys import parse_count
 from phi3_jax.sharding.mesh import make_mesh
 
-NEEDLES, POSITIONS, QA = "needles", "positions", "qa"
-TASKS = (NEEDLES, POSITIONS, *ruler.TASKS, QA)
+NEEDLES, POSITIONS, QA, REPOQA = "needles", "positions", "qa", "repoqa"
+TASKS = (NEEDLES, POSITIONS, *ruler.TASKS, QA, REPOQA)
 ITEMS, ROWS, DEPTHS = 100, 16, 10
 PASSES, KEEPS = 0.7, 0.9  # of the digits: at the original length, and of that at a longer one
 HAYSTACK = 2_000_000  # tokens of text that are kept
@@ -67,13 +69,17 @@ def asked(flags: Mapping[str, Any]) -> Asked:
     folder = Path(flags["data_dir"]) if flags["data_dir"] else None
     if folder is not None and not folder.exists():
         raise UserError(f"--data_dir {folder} does not exist; give a text file or a folder of them")
-    with_qa = folder is not None and (folder / QA / "test.jsonl").is_file()
-    names = tuple(flags["tasks"].split(",")) if flags["tasks"] else tuple(t for t in TASKS if t != QA or with_qa)
+    given = {
+        QA: folder is not None and (folder / QA / "test.jsonl").is_file(), REPOQA: repoqa.find(folder) is not None,
+    }  # fmt: skip
+    names = tuple(flags["tasks"].split(",")) if flags["tasks"] else tuple(t for t in TASKS if given.get(t, True))
     for name in names:
         if name not in TASKS:
             raise UserError(f"unknown task {name!r} of longcontext{nearest(name, TASKS)}")
-    if QA in names and not with_qa:
+    if QA in names and not given[QA]:
         raise UserError("qa needs --data_dir DIR with qa/test.jsonl: lines with question, context and answers")
+    if REPOQA in names and not given[REPOQA]:
+        raise UserError("repoqa needs --data_dir DIR with RepoQA's released file in repoqa/, as .json or .json.gz")
     lengths = tuple(sorted({length_of(text) for text in flags["lengths"].split(",")})) if flags["lengths"] else None
     has_text = folder is not None and (folder.is_file() or any(inputs.local(str(folder)).glob("*.*")))
     return Asked(
@@ -181,10 +187,8 @@ class Suite:
         return Judge(params, self.model.config, mesh, "dp", self.model.dtype)
 
     def _generated(self, task: str, length: int) -> tuple[list[Row], list[Row], float]:
-        make, rng = ruler.TASKS.get(task), self._rng(task, length)
-        if make is None:
-            assert self.asked.folder is not None
-            make = ruler.qa(ruler.questions(self.asked.folder / QA / "test.jsonl"))
+        rng = self._rng(task, length)
+        make = ruler.TASKS.get(task) or self._given(task)
         made = [make(self.writer, length, rng, self._depth(i)) for i in range(self.asked.items)]
         replies: dict[int, Completion] = {}
         for room in sorted({item.room for item in made}):  # prompts are as long as their rooms leave
@@ -205,6 +209,19 @@ class Suite:
             for i, one in enumerate(made)
         ]
         return rows, items, float(found.mean())
+
+    @functools.cache  # noqa: B019  # a suite lives as long as its command
+    def _repositories(self) -> list[repoqa.Repo]:
+        path = repoqa.find(self.asked.folder)
+        assert path is not None  # `asked` has seen it
+        return repoqa.read(path)
+
+    def _given(self, task: str) -> ruler.Make:
+        """A task whose items come from a file of the user's."""
+        if task == REPOQA:
+            return repoqa.task(self._repositories())
+        assert self.asked.folder is not None
+        return ruler.qa(ruler.questions(self.asked.folder / QA / "test.jsonl"))
 
     def _by_depth(
         self, task: str, length: int, metric: str, depths: list[float], values: np.ndarray, chance: float

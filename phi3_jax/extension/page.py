@@ -207,3 +207,63 @@ def _costs(made: Result) -> str:
             f"{trained['tokens']:,} tokens of training, a share of {trained['mix']:g} of its rows of short documents"
         )
     return markup.items(map(markup.text, lines))
+
+
+# ------------------------------------------------------------------------------------------------ the size study
+
+# RULER at these lengths: phi-3-mini-128k by its card of June 2024, phi-3-medium-128k by RULER's own table.
+RULER_AT = (4, 8, 16, 32, 64, 128)  # k
+RULER = {"mini": (92.3, 91.2, 90.8, 87.7, 79.8, 65.3), "medium": (93.3, 93.2, 91.1, 86.8, 78.6, 46.1)}
+
+
+def by_size(folder: Path, gaps: Mapping[Any, float], sizes: Mapping[str, int], of: str) -> list[Drawn]:
+    """The size study's figure, SVG and PNG in `folder`; none where fewer than two sizes have a list in common.
+
+    Args:
+      gaps: (size, seed, list, trained) -> loss that the longer window adds, nats.
+      sizes: size -> parameters without embeddings, smallest first.
+      of: what was trained.
+    """
+    forms = list(dict.fromkeys(form for _, _, form, _ in gaps))
+    if len({size for size, *_ in gaps}) < 2:
+        return []
+    folder.mkdir(exist_ok=True)
+    with rc_context(STYLE):
+        figure = sheet(4.4, of)
+        *ours, published_ = figure.subplots(1, 3)
+        for ax, trained in zip(ours, (False, True), strict=True):
+            for (colour, marker), form in zip(_LOOKS, forms, strict=False):
+                here = {
+                    size: [v for (s, _, f, t), v in gaps.items() if (s, f, t) == (size, form, trained)]
+                    for size in sizes
+                }
+                here = {size: values for size, values in here.items() if values}
+                x, mean = [sizes[size] for size in here], [float(np.mean(values)) for values in here.values()]
+                ax.plot(x, mean, color=colour, marker=marker, label=form)
+                for size, values in here.items():
+                    ax.plot([sizes[size]] * len(values), values, color=colour, marker=".", linestyle="", markersize=4)
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xticks(list(sizes.values()), [f"{size}\n{n / 1000:,.0f}k" for size, n in sizes.items()])
+            ax.set_xlabel("size, parameters without embeddings")
+            ax.set_title("trained in the long window" if trained else "not trained", loc="left")
+        ours[0].set_ylabel("loss that the longer window adds, nats per token")
+        for member, style in zip(RULER, ("o-", "s--"), strict=True):
+            published_.plot(RULER_AT, RULER[member], style, color="#333333", label=f"phi-3-{member}-128k")
+        published_.set_xscale("log")
+        published_.xaxis.set_minor_locator(NullLocator())
+        published_.set_xticks(RULER_AT, [f"{n}k" for n in RULER_AT])
+        published_.set_xlabel("tokens of the input")
+        published_.set_ylabel("RULER, %")
+        published_.set_title("published", loc="left")
+        published_.legend(loc="lower left")
+        handles, labels = ours[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(forms))
+        svg, png = (folder / f"longcontext-sizes.{kind}" for kind in ("svg", "png"))
+        save(figure, svg, png)
+    caption = (
+        "Loss of text in the last half of the longer window, on rows that nobody trained on, less the loss of the same "
+        "base at its original length, by size and list: means over seeds, small dots are the seeds. Right: RULER of the "
+        "released 128k models, mini by its model card, medium by RULER's own table; another measure of other models."
+    )
+    return [Drawn("longcontext-sizes", "A longer window by size", caption, svg, png)]

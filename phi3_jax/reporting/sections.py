@@ -258,17 +258,20 @@ def arm_sections(study: Study, rows: list[Any], config: dict[str, Any], verdict:
 
 
 def rule(study: Study) -> str:
-    """What the rule of an experiment that names one (`config.verdict`, in phi3_jax.scaling) says of its runs."""
+    """What the rule of an experiment that names one (`config.verdict`) says of its runs, and its module's `figures`."""
     named = str(study.meta.get("design", {}).get("config", {}).get("verdict") or "")
     module, _, function = named.partition(":")
-    if not module.startswith("phi3_jax.scaling."):
+    if not module.startswith("phi3_jax."):
         return ""
     try:
-        said = getattr(importlib.import_module(module), function)(study.folder)
+        of_rule = importlib.import_module(module)
+        said = getattr(of_rule, function)(study.folder)
+        drawn = of_rule.figures(study.folder) if hasattr(of_rule, "figures") else []
     except (UserError, ImportError, AttributeError) as error:
         study.missing.append(f"the rule says nothing yet: {error}")
         return ""
-    return f"<h2>By the rule written before the runs</h2><pre>{markup.text(chr(10).join(said))}</pre>"
+    shown = figure_list(drawn, (), what_was_trained(study.runs)) if drawn else ""
+    return f"<h2>By the rule written before the runs</h2><pre>{markup.text(chr(10).join(said))}</pre>{shown}"
 
 
 def run_tables(study: Study) -> str:

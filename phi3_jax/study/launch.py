@@ -12,6 +12,7 @@ if __name__ == "__main__":  # at the top: a signal during the seconds that the i
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import shlex
 import sys
@@ -129,6 +130,12 @@ def launch(command: Command, line: str) -> int:
                 _say(*distributed.from_first(lambda: forecast.write(folder, ahead)))
         if not failed and not stopped:
             failed, stopped = train(chosen, folder, command.resume, {}, ended)
+        errors += failed
+    if (named := config.get("then")) and not (command.runs or errors or stopped):
+        if distributed.several():
+            raise UserError(f"{named} follows the runs in one process; start the study on one host")
+        module, _, function = named.partition(":")
+        failed, stopped = getattr(importlib.import_module(module), function)(folder, config.to_dict(), runs)
         errors += failed
     whole = not unfinished(runs, folder) if command.runs else not stopped
     if not distributed.is_first():

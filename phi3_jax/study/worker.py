@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from phi3_jax.cluster import end_with_parent
+from phi3_jax import cluster
 from phi3_jax.configs import RunConfig, run_from_dict
 from phi3_jax.data import manifest as manifests
 from phi3_jax.data.gallery import tiles_per_token
@@ -50,15 +50,13 @@ def train(run: RunConfig, study: Path, **options: Any) -> Result:
 
 def main(flags: Mapping[str, Any]) -> int:
     """Worker process of a sweep; exit status 2 for a user's error, `STOPPED` after SIGTERM."""
-    end_with_parent()  # no worker trains on unseen
+    cluster.join()
     study, names = Path(flags["study"]), flags["runs"]
     described = read_json(study / "study.json")
     if file := described.get("experiment"):
         load_config(file)  # an experiment file may add to tables, such as a strategy
     table = {r["name"]: r for r in described["runs"]}
     started = float(os.environ.get("PHI3_JAX_STARTED", time.monotonic()))
-    if hasattr(os, "sched_setaffinity") and (cores := os.environ.get("PHI3_JAX_CORES")):
-        os.sched_setaffinity(0, map(int, cores.split(",")))  # before jax makes its thread pool
 
     def say(**row: Any) -> None:
         print(json.dumps(row, default=float), flush=True)

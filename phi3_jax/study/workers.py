@@ -1,7 +1,8 @@
-"""Runs trained side by side on one machine, a pinned process per core."""
+"""Runs trained, and other processes run, side by side on one machine, a pinned process per core."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -11,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from phi3_jax import distributed
+from phi3_jax import cluster, distributed
 from phi3_jax.configs import RunConfig
 from phi3_jax.errors import STOPPED
 from phi3_jax.records.checkpoint import list_steps
@@ -29,6 +30,11 @@ MALLOC = ":".join(
         "hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**40, "top_pad": 64 * 2**20, "arena_max": 1,
     }.items()
 )  # fmt: skip
+
+
+def memory_kept() -> dict[str, str]:
+    """What a process of small steps on CPU is started with, so that it keeps its memory."""
+    return {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}
 
 
 def is_done(run: RunConfig, folder: Path) -> bool:
@@ -72,30 +78,55 @@ def train_in_turn(
     return [], False
 
 
-class _Worker:
+class Beside:
+    """One process among several of a machine, with cores of its own.
+
+    Attributes:
+      name: what its log and its errors are called.
+      cores: that it may use.
+    """
+
+    def __init__(self, words: Sequence[str], folder: Path, name: str, cores: set[int], **options: Any) -> None:
+        self.name, self.cores = name, cores
+        self.log = (folder / f"{name}.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *words], stderr=self.log, text=True, start_new_session=True, **options
+        )
+        self.errors: list[str] = []
+
+    def finish(self) -> list[str]:
+        """Errors of an ended process; one that a signal stopped has none."""
+        self.log.close()
+        status = self.process.returncode
+        if status not in (0, STOPPED, -signal.SIGTERM) and not self.errors:
+            self.errors.append(f"{self.name}: {_why_ended(status, self.log.name)}")
+        if not self.errors:
+            Path(self.log.name).unlink(missing_ok=True)
+        return self.errors
+
+
+class _Worker(Beside):
     """One process that trains a group of runs on one core (or on all, when it is alone)."""
 
     def __init__(
-        self, group: Sequence[RunConfig], folder: Path, resume: str, cores: set[int], pauses: Mapping[str, int]
+        self, group: Sequence[RunConfig], folder: Path, resume: str, pauses: Mapping[str, int], cores: set[int]
     ) -> None:
-        self.names, self.cores = [run.name for run in group], cores
-        asked = [f"{name}@{pauses[name]}" if name in pauses else name for name in self.names]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
-            # LLVM's first level compiles a third faster than its third; the programs are as fast.
-            "XLA_FLAGS": f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}",
-            "PHI3_JAX_STARTED": str(time.monotonic()),  # one clock for all processes of a machine
-            "PHI3_JAX_RESUME": resume,
-            "PHI3_JAX_CORES": ",".join(map(str, sorted(cores))),
-        }
-        self.log = (folder / f"{self.names[0]}.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "phi3_jax.study.worker", str(folder), *asked],
-            stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True,
-        )  # fmt: skip
+        names = [run.name for run in group]
+        asked = [f"{name}@{pauses[name]}" if name in pauses else name for name in names]
+        environment = (
+            os.environ
+            | memory_kept()
+            | {
+                # LLVM's first level compiles a third faster than its third; the programs are as fast.
+                "XLA_FLAGS": f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}",
+                "PHI3_JAX_STARTED": str(time.monotonic()),  # one clock for all processes of a machine
+                "PHI3_JAX_RESUME": resume,
+                cluster.CORES: ",".join(map(str, sorted(cores))),
+            }
+        )
+        words = ["phi3_jax.study.worker", str(folder), *asked]
+        super().__init__(words, folder, names[0], cores, stdout=subprocess.PIPE, env=environment)
         self.progress: dict[str, dict[str, Any]] = {}
-        self.errors: list[str] = []
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
@@ -111,15 +142,8 @@ class _Worker:
                 print(f"warning: {skipped}", file=sys.stderr)
 
     def finish(self) -> list[str]:
-        """Errors of an ended process; one that a signal stopped has none."""
         self.thread.join()
-        self.log.close()
-        status = self.process.returncode
-        if status not in (0, STOPPED, -signal.SIGTERM) and not self.errors:
-            self.errors.append(f"{self.names[0]}: {_why_ended(status, self.log.name)}")
-        if not self.errors:
-            Path(self.log.name).unlink(missing_ok=True)
-        return self.errors
+        return super().finish()
 
 
 def _why_ended(status: int, log: str) -> str:
@@ -142,36 +166,62 @@ def train_side_by_side(
     """As `train_in_turn`, one pinned process per core, costliest group first: on CPU this beats one with all threads."""
     from phi3_jax.training.progress import Bars, of_run
 
-    queue, free = studies.groups(unfinished(runs, folder)), [{core} for core in _cores()]
+    groups = studies.groups(unfinished(runs, folder))
+    rows: dict[str, dict[str, Any]] = {}
+    with Bars() as bars:
+
+        def show(workers: Sequence[_Worker]) -> None:
+            for worker in workers:
+                rows.update(worker.progress)
+            bars.show({name: of_run(row) for name, row in rows.items()})
+
+        starts = [functools.partial(_Worker, group, folder, resume, pauses) for group in groups]
+        return side_by_side(starts, show, lambda _: ended())
+
+
+P = TypeVar("P", bound=Beside)
+
+
+def side_by_side(
+    starts: Sequence[Callable[[set[int]], P]], show: Callable[[Sequence[P]], None], ended: Callable[[P], None]
+) -> tuple[list[str], bool]:
+    """Starts processes in order, one a core of this machine, and alone on all of them where there is one.
+
+    Args:
+      starts: each starts a process on the cores that it is given.
+      show: called some times a second with all processes that run or have just ended.
+      ended: called with each that has ended, one way or the other.
+
+    Returns:
+      (errors, whether a signal stopped them: the rest has then not begun, and those that ran have stopped).
+    """
+    queue, free = list(starts), [{core} for core in _cores()]
     if len(queue) == 1:
         free = [set(_cores())]
-    workers: list[_Worker] = []
+    running: list[P] = []
     errors: list[str] = []
     stop, told = threading.Event(), False
     handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    rows: dict[str, dict[str, Any]] = {}
     try:
-        with Bars() as bars:
-            while queue or workers:
-                if stop.is_set() and not told:
-                    told = True  # once: a second signal would cut the saving short
-                    queue.clear()
-                    for worker in workers:
-                        worker.process.terminate()
-                while queue and free:
-                    workers.append(_Worker(queue.pop(0), folder, resume, free.pop(), pauses))
-                for worker in list(workers):
-                    rows |= worker.progress
-                    if worker.process.poll() is not None:
-                        errors += worker.finish()
-                        if worker.process.returncode in (STOPPED, -signal.SIGTERM):
-                            stop.set()  # who stops one stops the study; in a job all processes get the signal, in any order
-                        rows |= worker.progress
-                        workers.remove(worker)
-                        free.append(worker.cores)
-                        ended()
-                bars.show({name: of_run(row) for name, row in rows.items()})
-                stop.wait(0.3) if not stop.is_set() else time.sleep(0.3)
+        while queue or running:
+            if stop.is_set() and not told:
+                told = True  # once: a second signal would cut the saving short
+                queue.clear()
+                for one in running:
+                    one.process.terminate()
+            while queue and free:
+                running.append(queue.pop(0)(free.pop()))
+            over = [one for one in running if one.process.poll() is not None]
+            for one in over:
+                errors += one.finish()
+                if one.process.returncode in (STOPPED, -signal.SIGTERM):
+                    stop.set()  # who stops one stops the study; in a job all processes get the signal, in any order
+            show(running)
+            for one in over:
+                running.remove(one)
+                free.append(one.cores)
+                ended(one)
+            stop.wait(0.3) if not stop.is_set() else time.sleep(0.3)
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
