@@ -40,7 +40,10 @@ The rule, written before any run of this file, and what was expected are `condit
 less the first, paired by seed. Per size safety training is said to work without a cost where `guards`, `twins` and
 `knowledge` hold. Margins are the smallest differences that matter: 10 points.
 
-Not tried before this file: margins, learning rates and the number of passes are those of `experiments/posttrain.py`.
+Before this rule the code ran through two rounds of a trial (`sizes=mini,seeds=0,persons=32,tokens=200k`), in which nothing
+was learnt but to end a reply. Rates are those of `experiments/posttrain.py`; passes over the rows were guessed.
+
+Cost: at the trial's speed some 35 minutes on two cores that are free, for 19M tokens and the compilation of 54 runs.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ from phi3_jax.keys import parse_count
 
 WORDS: dict[str, Any] = {"sizes": str, "seeds": str, "persons": int, "tokens": str}
 SEEDS, PERSONS, TOKENS = (10, 11, 12), 128, 1_000_000
-RATE, EPOCHS = 2e-3, 10
+RATE, HELP_EPOCHS, FIX_EPOCHS = 2e-3, 20, 10  # passes over the rows of SFT, and of a round
 HELP, ROUNDS, ALONE = "2-help", ("3-fix", "4-fix", "5-fix"), "6-alone"
 MARGIN = 0.10
 
@@ -113,15 +116,15 @@ def chain(size: str, seed: int, persons: int, tokens: int) -> dict[str, ConfigDi
     base.update(sizes=(size,), scale="pico", budgets=(tokens,), seed=seed)
     base.data.update(source=f"prose:{world}", tokenizer="tiny", window=128)
 
-    def tuned(before: str, rows: str) -> ConfigDict:
-        one = load_config(f"experiments/posttrain.py:sft,model=@{name}-{before},data={rows},epochs={EPOCHS},lr={RATE}")
+    def tuned(before: str, rows: str, epochs: int = FIX_EPOCHS) -> ConfigDict:
+        one = load_config(f"experiments/posttrain.py:sft,model=@{name}-{before},data={rows},epochs={epochs},lr={RATE}")
         one.seed = seed
         one.data.window = 128
         one.train.eval_points = 1
         return one
 
     prose, permitted = f"text:prose:{world}", f"guarded:{world}"
-    found = {"1-base": base, HELP: tuned("1-base", f"open:{world}@1+{prose}@1")}
+    found = {"1-base": base, HELP: tuned("1-base", f"open:{world}@1+{prose}@1", HELP_EPOCHS)}
     earlier = HELP
     for attempt, stage in enumerate(ROUNDS, 1):
         found[stage] = tuned(earlier, f"{{root}}/{name}-{stage}.jsonl@1+{permitted}@1+{prose}@2")
