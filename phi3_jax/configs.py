@@ -122,7 +122,8 @@ class Vision:
     Attributes:
       embed, layers, heads, mlp: of the tower.
       tile: side of a tile, patch: of a patch, in pixels. Two by two patches make one token.
-      crops: the most tiles in a picture's grid, where a call names no other number (preprocessor_config.json).
+      crops: the most tiles in a picture's grid, where a call names no other number (preprocessor_config.json); 0: a picture
+        has no grid, and is one tile.
     """
 
     embed: int = 1024
@@ -136,8 +137,10 @@ class Vision:
 
     def __post_init__(self) -> None:
         for field in ("embed", "layers", "heads", "mlp", "tile", "patch", "crops"):
-            value = getattr(self, field)
-            _require(type(value) is int and value > 0, f"vision.{field}={value!r} must be a positive integer")
+            value, least = getattr(self, field), int(field != "crops")
+            _require(
+                type(value) is int and value >= least, f"vision.{field}={value!r} must be an integer, {least} or more"
+            )
         _require(self.layers > 1, f"vision.layers={self.layers} must be 2 or more: the last one never runs")
         _require(self.embed % self.heads == 0, f"vision.heads={self.heads} does not divide embed={self.embed}")
         _require(

@@ -249,6 +249,11 @@ def proxy(
     return _family(size, scale, vocab, context)
 
 
+def seeing(model: ModelConfig, eyes: Vision) -> ModelConfig:
+    """A proxy with eyes, which are the same beside every size."""
+    return dataclasses.replace(model, name=f"{model.name}-seeing", layout="phi3_v", vision=eyes)
+
+
 def published_params(member: str) -> int | None:
     """Exact parameters of the released model a size stands for, or None for the in-between sizes."""
     return RELEASED[member].params if member in RELEASED else None

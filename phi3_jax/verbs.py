@@ -376,7 +376,8 @@ CURATE = Command(
 
 Needs pip install -e '.[curate]'. The same command goes on where it was stopped. Into --output go parts/ (the corpus, which
 data=OUTPUT trains on), rejected/ (with reasons), report.html, and manifest.json. The file of --config says which rules
-there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
+there are; --config.rules.STEP.PARAMETER=VALUE sets a limit. With --config experiments/synthetic.py a model
+writes the text, that of --endpoint or of --model; every answer is kept, and the same rules decide.""",
     "phi3_jax.curation.command:command",
     {
         "config": Flag(
@@ -390,9 +391,17 @@ there are; --config.rules.STEP.PARAMETER=VALUE sets a limit.""",
             number("forecasts what each step keeps, from this share of the documents; writes nothing", None, 1e-9, 1.0)
         ),
         "reuse": Flag(
-            local("a finished curation of the same input: what it measured is not measured again"), "FOLDER"
+            local("a finished curation of the same input: what it measured is not measured again; of synthetic text: its "
+                  "answers are not asked for again"), "FOLDER"
         ),
         "why": Flag(word("prints the fate of the document with this id in the curation at --output", None), "ID"),
+        "endpoint": Flag(
+            word("synthetic text: an OpenAI-compatible server that writes it; key in $OPENAI_API_KEY", None), "URL"
+        ),
+        "endpoint_model": Flag(word("its model; without, the only one that it has", None), "NAME"),
+        "model": Flag(local(f"synthetic text: {_MODEL}, or a quantised run, that writes it"), "RUN|hf:FOLDER"),
+        "at_once": Flag(whole("requests to the server that are under way together", 8, 1, 1024)),
+        "timeout": Flag(number("seconds that the server has for an answer", 120.0, 0.01, 86400.0)),
         "engine": Flag(word("this machine, or Ray (pip install 'daft[ray]')", "native", "native", "ray")),
         "workers": Flag(whole("processes; without, one a core", None, 1, 4096)),
     },

@@ -119,4 +119,5 @@ USER = Rule(
         "least": number("least value that stays", 0.5, -1e300, 1e300),
         "exempt": EXEMPT,
     },
+    meta=True,
 )

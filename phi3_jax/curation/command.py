@@ -10,7 +10,7 @@ from typing import Any
 
 from phi3_jax import commands, experiment
 from phi3_jax.curation import config as configs
-from phi3_jax.curation import page, phases, pipeline, why
+from phi3_jax.curation import page, phases, pipeline, synthetic_page, why
 from phi3_jax.curation.engine import Engine
 from phi3_jax.errors import UserError
 from phi3_jax.statistics import wilson
@@ -34,6 +34,13 @@ def command(given: Mapping[str, Any]) -> None:
         experiment.override(made, path, value)
     config = made.to_dict()
     configs.steps_of(config)
+    if "synthetic" in config:
+        from phi3_jax.curation import synthetic
+
+        manifest = synthetic.command(given, config)
+        return finished(manifest, Path(given["output"] or synthetic.OUTPUT))
+    if lost := [f"--{name}" for name in ("endpoint", "endpoint_model", "model") if given[name]]:
+        raise UserError(f"{lost[0]} is for synthetic text; --config experiments/synthetic.py, or leave it out")
     inputs = [*given["input"], *given["more"]]
     if not inputs:
         raise UserError("--input is missing; name a file or a folder")
@@ -45,7 +52,11 @@ def command(given: Mapping[str, Any]) -> None:
         return
     out = Path(given["output"])
     other = None if given["reuse"] is None else Path(given["reuse"])
-    manifest = pipeline.curate(config, inputs, out, engine, other)
+    finished(pipeline.curate(config, inputs, out, engine, other), out)
+
+
+def finished(manifest: Mapping[str, Any], out: Path) -> None:
+    """Prints what is left, what to look at, and where the page is."""
     print(summary(manifest))
     for line in page.warnings(manifest):
         print(f"warning: {line}")
@@ -81,7 +92,10 @@ def summary(manifest: Mapping[str, Any]) -> str:
     """A line for each step, and the total."""
     total = manifest["counts"]
     left = total["read"]
-    lines = [f"{'read':20} {'':>10} {left:>12,} documents {total['tokens_read']:>15,} tokens"]
+    lines = [
+        *synthetic_page.lines(manifest),
+        f"{'read':20} {'':>10} {left:>12,} documents {total['tokens_read']:>15,} tokens",
+    ]
     for step in manifest["steps"]:
         left -= step["documents"]
         lines.append(f"{step['step']:20} {-step['documents']:>10,} {left:>12,}")

@@ -16,12 +16,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import commands, keys
-from phi3_jax.curation import decontaminate, phases
+from phi3_jax.curation import against, decontaminate, phases, wanted
 from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import CORPUS, DOCUMENT, keys_of
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.keys import Key
 
+SECTIONS = ("rules", "synthetic")  # of a config, beside its keys
 VERSION = 1  # of what the same config and input give; raise it when a rule gives something else
 
 KEYS: dict[str, Key] = {
@@ -46,7 +47,8 @@ KEYS: dict[str, Key] = {
 def with_keys(command: commands.Command) -> commands.Command:
     """A command that takes --config.KEY=VALUE of every key, and of every parameter of a step as rules.STEP.PARAMETER."""
     steps = {f"rules.{rule}.{p}": key for rule in (*DOCUMENT, *CORPUS) for p, key in keys_of(rule).items()}
-    return dataclasses.replace(command, keys=KEYS | steps)
+    synthetic = {f"synthetic.{name}": key for name, key in wanted.KEYS.items()}
+    return dataclasses.replace(command, keys=KEYS | steps | synthetic)
 
 
 def base(**changes: Any) -> ConfigDict:
@@ -96,12 +98,14 @@ def steps_of(config: Mapping[str, Any]) -> list[Step]:
     """
     plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     for name in plain:
-        if name not in KEYS and name != "rules":
-            raise UserError(f"unknown key config.{name}{nearest(name, [*KEYS, 'rules'])}")
+        if name not in KEYS and name not in SECTIONS:
+            raise UserError(f"unknown key config.{name}{nearest(name, [*KEYS, *SECTIONS])}")
     for name, key in KEYS.items():
         if name not in plain:
             raise UserError(f"config.{name} is missing; start from phi3_jax.curation.config.base()")
         key.valid(plain[name], f"config.{name}={keys.text(plain[name])}")
+    if "synthetic" in plain:
+        wanted.check(plain["synthetic"])
     found = []
     for name in plain["order"]:
         given = plain["rules"].get(name, {})
@@ -131,7 +135,12 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
             entry["content"] = hashlib.sha256(file.read_bytes()).hexdigest()
         if step.rule == "decontaminate":
             entry["content"] = decontaminate.content(step.parameters["benchmarks"])
+        if step.rule == "against":
+            entry["content"] = against.content(step.parameters["corpus"])
+            entry["parameters"] = {k: v for k, v in step.parameters.items() if k != "corpus"}  # wherever it lies
         steps.append(entry)
+    if "synthetic" in config:
+        plain["synthetic"] = wanted.described(config["synthetic"])
     return json.loads(json.dumps({"version": VERSION, **plain, "steps": steps}, default=list))
 
 
@@ -153,7 +162,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: value for name, value in described.items() if name != "steps"}
+    found = {name: value for name, value in described.items() if name not in ("steps", "synthetic")}
+    found |= {f"synthetic.{name}": value for name, value in described.get("synthetic", {}).items()}
     found["order"] = ",".join(step["step"] for step in described.get("steps", []))
     for step in described.get("steps", []):
         found |= {f"{step['step']}.{name}": value for name, value in step.items() if name not in ("step", "parameters")}

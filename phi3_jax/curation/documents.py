@@ -42,7 +42,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     counts = {
         f"{step.name}.{name}": np.zeros(len(rows)) for step, rule, _ in plan for name in COUNTS.get(step.rule, ())
     }
-    needs_meta = any(step.rule == "own" for step in steps)
+    needs_meta = any(rule.meta for _, rule, _ in plan)
     for at, text in enumerate(texts):
         row: dict[str, Any] = {name: column[at] for name, column in names.items()}
         row |= json.loads(metas[at]) if needs_meta else {}
@@ -77,8 +77,8 @@ def texts_of(path: Path, rows: np.ndarray) -> list[str]:
 
 
 def has_rows(path: Path) -> bool:
-    """Whether a part holds some rows of the part that was read, and says which."""
-    return path.parent.name != "read"
+    """Whether a part holds some rows of the part that was read, and says which; parts of a result hold all of theirs."""
+    return path.parent.name not in ("read", "parts")
 
 
 def failing(step: Step, numbers: Mapping[str, np.ndarray]) -> np.ndarray:

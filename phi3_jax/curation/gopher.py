@@ -6,11 +6,12 @@ white space, which is how the paper's limits read.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from phi3_jax.curation import words as wording
 from phi3_jax.curation.rule import EXEMPT, Check, Measured, Rule
@@ -142,32 +143,34 @@ def _ngrams(words: list[str]) -> tuple[list[int], list[int]]:
     """
     tops: list[int] = []
     repeated: list[int] = []
-    ends = list(itertools.accumulate(map(len, words), initial=0))
-    places: Sequence[int] = range(len(words) - 1)  # the first words of what may be repeated
-    grams: list[Any] = list(itertools.pairwise(words))
+    ends = np.cumsum([0, *map(len, words)])
+    numbers: dict[str, int] = {}
+    # Of every place that may hold a repeated n-gram: where it is, and which number the (n-1)-gram there has.
+    places, kinds = np.arange(len(words)), np.array([numbers.setdefault(w, len(numbers)) for w in words], np.int64)
     for n in range(2, _REPEATED[-1] + 1):
-        counts = Counter(grams)
-        most = max(counts.values(), default=0)
+        follows = places[1:] == places[:-1] + 1
+        places, pairs = places[:-1][follows], (kinds[:-1] * (kinds.max(initial=0) + 1) + kinds[1:])[follows]
+        _, kinds, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+        often = counts[kinds]
+        most = int(often.max(initial=0))
         if n in _TOP:
-            at = places[grams.index(next(gram for gram, count in counts.items() if count == most))] if most > 1 else 0
-            tops.append((ends[at + n] - ends[at] + n - 1) * max(most, 1) if len(words) >= n else 0)
-        many = {i: gram for i, gram in zip(places, grams, strict=True) if counts[gram] > 1} if most > 1 else {}
+            at = places[often.argmax()] if most > 1 else 0
+            tops.append(int(ends[at + n] - ends[at] + n - 1) * max(most, 1) if len(words) >= n else 0)
+        places, kinds = places[often > 1], kinds[often > 1]
         if n in _REPEATED:
-            repeated.append(_greedy(many, n, ends) if many else 0)
-        numbers: dict[Any, int] = {}
-        kinds = {i: numbers.setdefault(gram, len(numbers)) for i, gram in many.items()}
-        places = [i for i in kinds if i + 1 in kinds]
-        grams = [(kinds[i], kinds[i + 1]) for i in places]
-    return tops, repeated
+            repeated.append(_greedy(dict(zip(places.tolist(), kinds.tolist(), strict=True)), n, ends))
+        if not places.size and n >= _TOP[-1]:
+            break
+    return tops, repeated + [0] * (len(_REPEATED) - len(repeated))
 
 
-def _greedy(grams: dict[int, Any], n: int, ends: list[int]) -> int:
+def _greedy(grams: dict[int, int], n: int, ends: np.ndarray) -> int:
     seen, free, characters = set[Any](), 0, 0
     for at, gram in grams.items():
         if at < free:
             continue
         if gram in seen:
-            characters, free = characters + ends[at + n] - ends[at], at + n
+            characters, free = characters + int(ends[at + n] - ends[at]), at + n
         else:
             seen.add(gram)
     return characters

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from phi3_jax.curation.work import Work
 
 ROWS = 1 << 32  # a document's number is part * ROWS + row
-_ANCHORS = 64  # kept texts of one key that a text is compared with
-_COMMON = 50  # a fingerprint in more texts than this is boilerplate, and proposes nothing
-_HELD = 0.5  # least part of a text's fingerprints in another one: at .98 of its 3-grams two thirds and more are
+ANCHORS = 64  # kept texts of one key that a text is compared with
+COMMON = 50  # a fingerprint in more texts than this is boilerplate, and proposes nothing
+HELD = 0.5  # least part of a text's fingerprints in another one: at .98 of its 3-grams two thirds and more are
 _WORDS = 2_000_000  # of texts that are compared at a time
 _PASS = 500_000  # keys that are grouped at a time
 SIMILAR, INSIDE = 0, 1  # reasons of `near`, by index
@@ -102,10 +102,10 @@ def near(work: Work, step: Step) -> None:
     """Drops texts that are similar to, or stand inside, a text that stays."""
     p = step.parameters
     signed = work.sign(step, "phi3_jax.curation.near:sign_near", prints=True)
-    similar = list(_groups(work, [bands_file(path) for path in signed]))
+    similar = list(groups(work, [bands_file(path) for path in signed]))
     inside, ignored = [], Counter[int]()
-    for group in _groups(work, [path.with_name(f"prints-{path.name}") for path in signed]):
-        if len(group) <= _COMMON:
+    for group in groups(work, [path.with_name(f"prints-{path.name}") for path in signed]):
+        if len(group) <= COMMON:
             inside.append(group)
         else:
             ignored.update(group)
@@ -120,7 +120,7 @@ def near(work: Work, step: Step) -> None:
     work.drop(step, dropped)
 
 
-def _groups(work: Work, paths: Sequence[Path]) -> Iterator[list[int]]:
+def groups(work: Work, paths: Sequence[Path]) -> Iterator[list[int]]:
     """Documents that share a key, by ranges of keys, so that memory stays bounded."""
     passes = max(1, -(-sum(store.count(path) for path in paths) // _PASS))
     for i in range(passes):
@@ -204,12 +204,12 @@ def _verified(
     dropped = []
     for doc in sorted(involved, key=rank):
         found = None
-        bands = Counter(a for number in mine[doc] if number >= 0 for a in anchors.get(number, ())[:_ANCHORS])
-        prints = Counter(a for number in mine[doc] if number < 0 for a in anchors.get(number, ())[:_ANCHORS])
+        bands = Counter(a for number in mine[doc] if number >= 0 for a in anchors.get(number, ())[:ANCHORS])
+        prints = Counter(a for number in mine[doc] if number < 0 for a in anchors.get(number, ())[:ANCHORS])
         for anchor in sorted({*bands, *prints}, key=lambda a: (-bands[a], -prints[a], a)):
             if bands[anchor] and (value := shingles.jaccard(grams(doc, 5), grams(anchor, 5))) >= jaccard:
                 found = (doc, SIMILAR, anchor, value)
-            elif prints[anchor] >= _HELD * rank.prints[doc] and rank.words[anchor] > rank.words[doc]:
+            elif prints[anchor] >= HELD * rank.prints[doc] and rank.words[anchor] > rank.words[doc]:
                 threes = grams(doc, 3)
                 value = shingles.common(threes, grams(anchor, 3)) / max(1, len(threes))
                 found = (doc, INSIDE, anchor, value) if value >= containment else None

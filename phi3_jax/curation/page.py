@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax.curation import findings, phases, store
+from phi3_jax.curation import findings, phases, store, synthetic_page
 from phi3_jax.curation.table import CORPUS, DOCUMENT, reasons_of
 from phi3_jax.curation.work import ROWS, Work
 from phi3_jax.records import files
@@ -30,12 +30,12 @@ def write(work: Work, out: Path, manifest: Mapping[str, Any]) -> Path:
     """Writes `report.html` into the folder of a result."""
     seen = findings.look(work, int(manifest["config"]["seed"]))
     title = f"Curation: {manifest['name']}"
-    body = [_head(title, manifest), _waterfall(manifest), _sources(manifest)]
+    body = [_head(title, manifest), synthetic_page.section(manifest), _waterfall(manifest), _sources(manifest)]
     body += ["<h2>Rules</h2>", _alone(work, seen, manifest)]
     body += [_step(work, manifest, step, seen) for step in manifest["steps"]]
     body += [_contamination(manifest), _knowledge(manifest), _phases(manifest), _inputs(manifest)]
     path = out / "report.html"
-    files.write_text(path, markup.page(title, body, STYLE))
+    files.write_text(path, markup.page(title, body, STYLE + synthetic_page.STYLE))
     return path
 
 
@@ -58,7 +58,7 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
         if control and (control["found"] < control["planted"] or control["permuted_found"]):
             met = f"{control['found']} of {control['planted']} planted items found"
             found.append(f"{name}: {met}, and {control['permuted_found']} with permuted words")
-    found += phases.warnings(manifest)
+    found += phases.warnings(manifest) + synthetic_page.warnings(manifest)
     if manifest["read"]["malformed"]:
         places = ", ".join(manifest["read"]["positions"][:3])
         found.append(f"{manifest['read']['malformed']:,} malformed rows were left out, first at {places}")

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,18 @@ _COLUMNS = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def curate(
-    config: Mapping[str, Any], inputs: Sequence[str], out: Path, engine: Engine, other: Path | None = None
+    config: Mapping[str, Any],
+    inputs: Sequence[str],
+    out: Path,
+    engine: Engine,
+    other: Path | None = None,
+    about: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Curates `inputs` into the folder `out`; returns the manifest.
 
     Args:
       other: a finished curation of the same input, whose stages are taken as far as they are the same (`reuse`).
+      about: gets the manifest once the parts are written, and gives what else it says.
 
     Raises:
       UserError: anything wrong with the config or the input, another curation at `out`, nothing left, or a full disk.
@@ -50,7 +56,7 @@ def curate(
     accounts = reading.accounts(list(inputs))
     described = configs.described(config)
     with ownership.own(out, "choose another --output", wait=True):
-        _start(out, described)
+        start(out, described)
         if other is not None:
             reuse.reuse(other, out, described)
         counts, listed = _read(config, accounts, out, engine)
@@ -74,6 +80,7 @@ def curate(
         tokens = tokenizers.load(config["tokenizer"])
         manifest |= _notes(work)
         manifest |= _finish(work, out, config, counts["kinds"], tokens, planned)
+        manifest |= about(manifest) if about is not None else {}
         from phi3_jax.curation import page
 
         page.write(work, out, manifest)
@@ -87,7 +94,7 @@ def _whole(out: Path, manifest: Mapping[str, Any]) -> bool:
     return all(path.is_file() and store.sha256(path) == digest for path, digest in paths)
 
 
-def _start(out: Path, described: Mapping[str, Any]) -> None:
+def start(out: Path, described: Mapping[str, Any]) -> None:
     """Takes a folder that is empty, or goes on with one that holds the same config.
 
     Raises:

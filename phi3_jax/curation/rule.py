@@ -40,6 +40,7 @@ class Rule:
       checks: in order; the first that fails gives the reason.
       keys: {parameter: its declaration and default}.
       changes: it may change the text.
+      meta: it looks at fields of a row beside id, source, genre, licence and given id.
     """
 
     doc: str
@@ -47,6 +48,7 @@ class Rule:
     checks: tuple[Check, ...] = ()
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
     changes: bool = False
+    meta: bool = False
 
     @property
     def limits(self) -> set[str]:

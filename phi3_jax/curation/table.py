@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from phi3_jax.curation import basic, gopher, pages, personal
+from phi3_jax.curation import answers, basic, gopher, pages, personal
 from phi3_jax.curation.rule import EXEMPT, Rule
 from phi3_jax.keys import Key, local, number, share, whole, word
 
@@ -17,6 +17,7 @@ DOCUMENT: dict[str, Rule] = {
     "c4": pages.C4,
     "fineweb": pages.FINEWEB,
     "personal": personal.PERSONAL,
+    "answers": answers.ANSWERS,
     "own": basic.USER,
 }
 
@@ -65,6 +66,21 @@ CORPUS: dict[str, CorpusRule] = {
             "keep": KEEP,
         },
         ("jaccard", "containment", "keep"),
+    ),
+    "against": CorpusRule(
+        "Texts that are similar to, or stand inside, a text of another curated corpus; decided as `near` does",
+        "phi3_jax.curation.against:against",
+        ("near_duplicate", "contained"),
+        {
+            "corpus": local("a curated folder, whose texts stay as they are", ""),
+            "jaccard": share("least similarity at which a text is dropped", 0.8),
+            "containment": share("least part of a text's word 3-grams in a longer one at which it is dropped", 0.98),
+            "bands": whole("of the signature", 20, 1, 256),
+            "rows": whole("hashes of a band", 7, 1, 64),
+            "window": whole("words of a run that two texts share to be compared", 32, 4, 1024),
+            "least_words": whole("texts with fewer words are left alone", 5, 5),
+        },
+        ("jaccard", "containment"),
     ),
     "lines": CorpusRule(
         "Lines that stand in several documents, but for white space and capitals, stay in one; documents that would lose "

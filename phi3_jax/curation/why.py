@@ -100,4 +100,5 @@ def _numbers(stages: Path, step: Step, steps: Sequence[Step], number: int, row: 
 
 
 def _name(stages: Path, doc: int) -> str:
-    return str(store.read(store.part(stages / "read", doc // ROWS), ["id"])["id"][doc % ROWS].as_py())
+    path = store.part(stages / "read", doc // ROWS)
+    return str(store.read(path, ["id"])["id"][doc % ROWS].as_py()) if path.is_file() else "a text of the other corpus"

@@ -2,13 +2,14 @@
 
 `space` takes what stands between white space. `spacy` takes the words of spaCy's English tokenizer, as datatrove does: it
 splits punctuation off, so that a comma is a word. spaCy's tokenizer works on what stands between white space, one chunk at
-a time; it is asked once for each new chunk, and the answer is kept. It is not asked what letters alone, or with one mark at
-their end, become: `tests/curation/test_words.py` holds this against it.
+a time; it is asked once for each new chunk, and the answer is kept. It is not asked what chunks of common shapes become,
+letters or numbers between marks: `tests/curation/test_words.py` holds this against it.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -18,6 +19,14 @@ from phi3_jax.errors import UserError
 
 KINDS = ("space", "spacy")
 _MOST = 100_000  # chunks whose words are kept; then it starts anew, so that memory stays bounded
+# Marks before, letters (joined by hyphens) or a number, 's, marks after: what spaCy's affixes and infixes make of these is
+# simple. Two full stops in a row are not among them.
+_SHAPE = re.compile(
+    """([("\u201c\u2018\\[`<]*)([A-Za-z]+(?:-[A-Za-z]+)*|[0-9]+(?:[.,:][0-9]+)?)((?:['\u2019][sS])?)"""
+    """((?:[)"\u201d\\]`>,;:!?]|\\.(?!\\.))*)"""
+)
+_AFTER = frozenset(')"\u201d]`>,;:!?.')
+_HYPHEN = re.compile("(-)")
 _PIECES = re.compile(r"\s+|\S+")
 
 
@@ -48,6 +57,7 @@ class English:
         nlp: Any = spacy.blank("en")
         self._tokenizer = nlp.tokenizer
         self._special = frozenset(self._tokenizer.rules)
+        self._faces = [case for case in self._special if len(case) > 1 and set(case) <= _AFTER]  # such as :)
         self._ends = frozenset(Sentencizer().punct_chars)
         self._known: dict[str, list[str]] = {}
         self._last: tuple[str, list[str]] = ("", [])
@@ -70,25 +80,36 @@ class English:
         return found if len(found) == len(chunks) else [[t.text for t in self._tokenizer(chunk)] for chunk in chunks]
 
     def _plain(self, chunk: str) -> list[str] | None:
-        """Words of ASCII letters with at most one mark after them, which no special case of spaCy's names; else None."""
-        if not chunk.isascii() or chunk in self._special:
+        """Words of a chunk of the common shapes, `_SHAPE`, in which no special case of spaCy's stands; else None."""
+        if (found := _SHAPE.fullmatch(chunk)) is None or chunk in self._special:
             return None
-        if chunk.isalpha():
-            return [chunk]
-        stem, mark = chunk[:-1], chunk[-1]
-        if not stem.isalpha() or stem in self._special:
+        before, stem, owned, after = found.groups()
+        words = [stem] if "-" not in stem else _HYPHEN.split(stem)
+        if not (before or owned or after):
+            return words
+        begin, end = len(before), len(before) + len(stem)
+        if any(chunk[i:j] in self._special for i in range(begin + 1) for j in range(end, len(chunk) + 1)):
             return None
-        return [stem, mark] if mark in ",;:!?" or (mark == "." and len(stem) > 1 and stem[-1].islower()) else None
+        if len(after) > 1 and any(mark in after for mark in self._faces):
+            return None
+        if after[:1] == "." and (
+            owned or not (words[-1].isdigit() or (len(words[-1]) > 1 and words[-1][-1].islower()))
+        ):
+            return None  # an abbreviation, two capitals, or a number with a mark in it
+        if words[-1] + after[:1] in self._special:
+            return None  # as in Wrangell-St.
+        return [*before, *words, *([owned] if owned else ()), *after]
 
     def words(self, text: str) -> list[str]:
         """All words, punctuation marks among them."""
         if text is self._last[0]:  # several rules ask for the words of one text, one after the other
             return self._last[1]
-        pieces, found = text.split(), list[str]()
-        if new := [piece for piece in dict.fromkeys(pieces) if piece not in self._known]:
-            self._learn(new)
-        for piece in pieces:
-            found += self._known[piece]
+        pieces = text.split()
+        try:
+            found = list(itertools.chain.from_iterable(map(self._known.__getitem__, pieces)))
+        except KeyError:
+            self._learn([piece for piece in dict.fromkeys(pieces) if piece not in self._known])
+            found = list(itertools.chain.from_iterable(map(self._known.__getitem__, pieces)))
         self._last = text, found
         return found
 

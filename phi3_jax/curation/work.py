@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax.curation import documents, store
+from phi3_jax.curation import against, documents, store
 from phi3_jax.curation.engine import Engine
 from phi3_jax.curation.rule import Step
 
@@ -24,11 +24,20 @@ class Work:
 
     def __init__(self, folder: Path, engine: Engine, steps: Sequence[Step], parts: int) -> None:
         self.folder, self.engine, self.steps = folder / "stages", engine, list(steps)
+        self.further: list[Path] = []  # parts of other corpora, whose numbers follow ours
+        self.first_of: dict[str, int] = {}  # {step: number of the first of its corpus}
+        for step in steps:
+            if step.rule == "against":
+                self.first_of[step.name] = parts + len(self.further)
+                self.further += against.parts_of(step.parameters["corpus"])
+        self._parts = parts
         self.left = [np.ones(store.count(self.read_part(number)), bool) for number in range(parts)]
         self.texts_in = self.folder / "read"
         self.measured: list[tuple[list[Step], Path]] = []
 
     def read_part(self, number: int) -> Path:
+        if number >= self._parts:
+            return self.further[number - self._parts]
         return store.part(self.folder / "read", number)
 
     def rows(self, number: int) -> np.ndarray:
@@ -40,7 +49,8 @@ class Work:
         wanted = np.asarray(docs, np.int64)
         for number in np.unique(wanted // ROWS).tolist():
             mine = wanted[wanted // ROWS == number] - number * ROWS
-            found = documents.texts_of(store.part(self.texts_in, number), mine)
+            path = store.part(self.texts_in, number) if number < self._parts else self.read_part(number)
+            found = documents.texts_of(path, mine)
             yield from zip((mine + number * ROWS).tolist(), found, strict=True)
 
     # -------------------------------------------------------------------------------------------- stages

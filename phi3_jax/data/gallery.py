@@ -25,7 +25,7 @@ import numpy as np
 
 from phi3_jax.configs import Vision
 from phi3_jax.data import images
-from phi3_jax.data.picture_rows import Shelf
+from phi3_jax.data.picture_rows import Pictures
 from phi3_jax.data.pictured import bucket
 from phi3_jax.data.windows import Seen
 from phi3_jax.errors import UserError
@@ -40,7 +40,7 @@ CACHE = 256 << 20  # bytes of tiles that stay in memory
 class Writer:
     """Writes pictures as windows come to show them; `shards` takes records and is named at the end (`export`)."""
 
-    def __init__(self, shelf: Shelf, shards: Any) -> None:
+    def __init__(self, shelf: Pictures, shards: Any) -> None:
         self._shelf, self._shards = shelf, shards
         self._numbers: dict[str, int] = {}
         self._digests: list[str] = []

@@ -61,11 +61,13 @@ class Grid:
 
 
 def grid_of(width: int, height: int, crops: int, tile: int = 336, name: str = "the picture") -> Grid:
-    """The grid of at most `crops` tiles of a picture.
+    """The grid of at most `crops` tiles of a picture; of 0, the whole of it as one tile is all there is.
 
     Raises:
       UserError: sides further apart than tile x (tiles side by side) to 1, of which nothing would be left.
     """
+    if not crops:
+        return dataclasses.replace(grid_of(width, height, 1, tile, name), rows=0, columns=0)
     transposed = width < height
     if transposed:
         width, height = height, width
@@ -258,8 +260,9 @@ def tiles_of(picture: Picture, crops: int, eyes: Vision) -> np.ndarray:
     values = normalised(padded(picture, grid, tile))
     tiles = np.empty((grid.tiles, 3, tile, tile), np.float32)
     tiles[0] = overview(values, tile)
-    places = tiles[1:].reshape(grid.rows, grid.columns, 3, tile, tile)
-    places[...] = values.reshape(3, grid.rows, tile, grid.columns, tile).transpose(1, 3, 0, 2, 4)
+    if grid.tiles > 1:
+        places = tiles[1:].reshape(grid.rows, grid.columns, 3, tile, tile)
+        places[...] = values.reshape(3, grid.rows, tile, grid.columns, tile).transpose(1, 3, 0, 2, 4)
     return tiles
 
 

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from phi3_jax.configs import Vision
 from phi3_jax.data import images
@@ -180,6 +180,19 @@ def require_tags(prompts: Iterable[Sequence[str]], count: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ pictures
+
+
+class Pictures(Protocol):
+    """Pictures by name, as `gallery.Writer` takes them."""
+
+    @property
+    def eyes(self) -> Vision: ...
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(width, height)."""
+
+    def bytes_of(self, name: str) -> bytes:
+        """The file of a picture."""
 
 
 class Shelf:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax.data.corpora.inputs import Inputs
-from phi3_jax.data.picture_rows import Shelf
+from phi3_jax.data.picture_rows import Pictures
 from phi3_jax.data.windows import Windows
 
 VERSION = 1  # of the output for given parameters; raise it when the same request gives other windows
@@ -61,4 +61,4 @@ class Recipe:
     inputs: Inputs = field(default_factory=Inputs)
     warnings: Callable[[], list[str]] = list
     files: Mapping[str, Path] = field(default_factory=dict)
-    pictures: Shelf | None = None
+    pictures: Pictures | None = None

@@ -19,6 +19,7 @@ import phi3_jax
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import clean, judge, mt_bench, stock, suites
 from phi3_jax.evaluation.kept import RESUME, Kept
+from phi3_jax.inference.endpoint import Endpoint
 from phi3_jax.interop import loading, quantized
 from phi3_jax.records import checkpoint, files, ownership, scorer, streaming
 from phi3_jax.records.rows import add_rows, encoded, plain, read_rows
@@ -85,7 +86,7 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     """Evaluates, writes and prints; the rows. Everything a user can get wrong is checked before the model is loaded."""
     if flags["suite"] in OWN:
         return _own(flags)
-    rater = judge.Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
+    rater = Endpoint(flags["judge"], flags["judge_model"]) if flags["judge"] else None
     names, with_mt_bench = _names(flags)
     questions = _questions(flags) if with_mt_bench else []
     if rater is not None and not questions:

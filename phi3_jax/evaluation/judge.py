@@ -1,21 +1,15 @@
 """A judge: somebody who reads a reply and gives a verdict, for MT-Bench and for safety.
 
-Behind an OpenAI-compatible server (`Endpoint`), or any callable from prompt to text. `Judge` reads its verdicts and counts
-the answers that hold none; `calibrate` compares it with people, before anybody relies on it.
+Behind an OpenAI-compatible server (`inference.endpoint`), or any callable from prompt to text. `Judge` reads its verdicts
+and counts the answers that hold none; `calibrate` compares it with people, before anybody relies on it.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import http.client
 import itertools
-import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -253,68 +247,3 @@ def read_calibration(path: Path, name: str) -> Calibration | None:
     except TypeError:
         return None
     return found if found is not None and found.prompt == prompt_hash() else None
-
-
-# ------------------------------------------------------------------------------------------------ a server
-
-
-class Endpoint:
-    """A judge behind an OpenAI-compatible server: POST {url}/chat/completions.
-
-    The key is that of the environment variable OPENAI_API_KEY, where it is set.
-    """
-
-    def __init__(self, url: str, model: str, *, timeout: float = 120.0, retries: int = 3, pause: float = 1.0) -> None:
-        """
-        Args:
-          url: such as http://localhost:8000/v1.
-          model: name that the server knows.
-          timeout: seconds for one answer.
-          retries: further attempts after a failure that may pass (no connection, 429, 5xx, a broken answer).
-          pause: seconds before the first of them; doubles each time.
-
-        Raises:
-          UserError: not an http(s) address.
-        """
-        if not re.match(r"https?://[^/\s]+", url):
-            raise UserError(
-                f"--judge {url}: give the address of an OpenAI-compatible server, as http://localhost:8000/v1"
-            )
-        self._url, self._model = url.rstrip("/") + "/chat/completions", model
-        self._timeout, self._retries, self._pause = timeout, retries, pause
-
-    def __call__(self, prompt: str) -> str:
-        """The server's answer.
-
-        Raises:
-          UserError: none came, in one line.
-        """
-        messages = [{"role": "user", "content": getattr(prompt, "user", prompt)}]
-        if system := getattr(prompt, "system", "").strip():
-            messages.insert(0, {"role": "system", "content": system})
-        body = json.dumps({"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 2048}).encode()
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
-            request = urllib.request.Request(self._url, body, headers, method="POST")
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                    text = json.loads(answer.read())["choices"][0]["message"]["content"]
-                if isinstance(text, str):
-                    return text
-                problem = "its answer holds no text"
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code} {error.reason}"
-                if error.code != 429 and error.code < 500:  # asking again will not help
-                    break
-            except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
-                problem = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = "its answer is not that of an OpenAI-compatible server"
-        raise UserError(
-            f"the judge {self._model} at {self._url}: {problem}; the replies and judgements so far are saved, run again "
-            "to go on"
-        )

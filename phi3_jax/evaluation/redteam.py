@@ -23,6 +23,7 @@ from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import dialogue, safety
 from phi3_jax.evaluation import judge as judging
 from phi3_jax.evaluation.kept import Kept
+from phi3_jax.inference.endpoint import Endpoint
 from phi3_jax.inference.engine import Engine
 from phi3_jax.inference.sampling import Sampling
 from phi3_jax.interop import loading
@@ -204,7 +205,7 @@ class Suite:
         self.asked, self.kept, self.out = asked, kept, out
         self.target = speaker(Engine(model, batch=asked.batch), 0.0, asked.system)
         self.attacker = self._attacker() if any(STRATEGIES[name].attacker for name in asked.strategies) else None
-        self.judge = judging.Judge(asked.judge, judging.Endpoint(asked.url, asked.judge), judging.severity, kept)
+        self.judge = judging.Judge(asked.judge, Endpoint(asked.url, asked.judge), judging.severity, kept)
 
     def _attacker(self) -> Speaker:
         assert self.asked.attacker is not None  # `asked` has seen to it
@@ -243,7 +244,7 @@ class Suite:
         path = self.out / CALIBRATION
         if self.asked.labels is not None:
             judge = judging.Judge(
-                self.judge.name, judging.Endpoint(self.asked.url, self.asked.judge), judging.severity, self.kept
+                self.judge.name, Endpoint(self.asked.url, self.asked.judge), judging.severity, self.kept
             )
             found = judging.calibrate(judge, judging.labels(self.asked.labels), progress)
             judging.write_calibration(path, found)

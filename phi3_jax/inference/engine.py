@@ -233,6 +233,7 @@ class Engine:
         images: Sequence[Sequence[Any]] | None = None,
         crops: int | None = None,
         exif: bool = False,
+        draws: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Continues each prompt.
 
@@ -248,6 +249,8 @@ class Engine:
             several prompts of a batch share is encoded once.
           crops: tiles that a picture is cut into at most; default: what the model's files say.
           exif: turn pictures as their EXIF orientation says, which the released code does not.
+          draws: for each prompt the number, 0 to 2**32 - 1, that stands for its row in what is drawn; default: its row. A
+            prompt with a number of its own draws the same tokens in any call.
 
         Raises:
           UserError: see `encode`, `data.pictured` and `data.images`; a prompt that leaves no room in the context; a stop
@@ -280,6 +283,8 @@ class Engine:
         replies = [
             _Reply(i, ids, self.tokenizer, tuple(stop), frozenset(ends), on_text) for i, ids in enumerate(encoded)
         ]
+        for reply, draw in zip(replies, range(len(replies)) if draws is None else draws, strict=True):
+            reply.draw = checks.integer(draw, "draws", 0, 2**32 - 1)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
@@ -331,7 +336,7 @@ class Engine:
         if as_read := self._regime == ORIGINAL:
             long = self._long(lengths)
         numbers, kind = sampling.numbers(), sampling.kind
-        names = np.array([r.row for r in replies] + [0] * (rows - len(replies)), np.uint32)
+        names = np.array([r.draw for r in replies] + [0] * (rows - len(replies)), np.uint32)
         keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
         logits, cache = self._prefill(self._params, tokens, lengths, long, capacity, pictures)
         seen = _seen(tokens, real, self.config.vocab) if kind.penalty else None
@@ -495,7 +500,7 @@ class _Reply:
         stop_ids: frozenset[int],
         on_text: Callable[[int, str], None] | None,
     ) -> None:
-        self.row, self._prompt = row, len(prompt)
+        self.row, self.draw, self._prompt = row, row, len(prompt)
         self._decoded = None if tokenizer is None else Continuation(tokenizer, prompt)
         self._stop, self._stop_ids, self._on_text = stop, stop_ids, on_text
         self._ids: list[int] = []

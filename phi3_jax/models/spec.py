@@ -165,7 +165,7 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.experts and cfg.experts.head_bias:
         specs["unembedding_bias"] = ParamSpec((cfg.vocab,), ("vocab",), "bias", "zeros", hf="lm_head.bias")
     if cfg.vision:
-        specs["vision"] = _vision_specs(cfg.vision, d, cfg.init_std)
+        specs["vision"] = _vision_specs(cfg.vision, d, None if cfg.mup else cfg.init_std)
     return specs
 
 
@@ -195,8 +195,10 @@ def _expert_specs(cfg: ModelConfig, count: int) -> dict[str, Any]:
     }
 
 
-def _vision_specs(eyes: Vision, width: int, std: float) -> dict[str, Any]:
+def _vision_specs(eyes: Vision, width: int, std: float | None) -> dict[str, Any]:
     """phi-3-vision's tower, separators and projector to `width`; the tower's last layer, which never runs, under "unused".
+
+    Matrices have the standard deviation `std`, or fan_in^-1/2; what is no matrix has `std`, or .02.
 
     The published tower has queries, keys and values apart; they lie fused here, as `qkv` of a layer.
     """
@@ -204,7 +206,9 @@ def _vision_specs(eyes: Vision, width: int, std: float) -> dict[str, Any]:
     tower = f"{parts}.img_processor.vision_model"
 
     def picture(shape: tuple[int, ...], axes: tuple[str | None, ...], hf: str, **more: Any) -> ParamSpec:
-        return ParamSpec(shape, axes, "picture", std=std, hf=hf, **more)
+        fan_in = math.prod(shape[i] for i in more.get("inputs", ()))
+        own = 0.02 if "inputs" not in more else fan_in**-0.5
+        return ParamSpec(shape, axes, "picture", std=own if std is None else std, hf=hf, **more)
 
     def gains(hf: str, count: int | None) -> dict[str, ParamSpec]:
         shape, axes = ((d,), ("embed",)) if count is None else ((count, d), ("layers", "embed"))

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
 from phi3_jax.reporting.figures import STYLE, Drawn, depth_floor, save, sheet, size_style
-from phi3_jax.scaling import causal
+from phi3_jax.scaling import causal, seeing
 from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
 from phi3_jax.statistics import Estimate
 from phi3_jax.units import human_count
@@ -86,6 +86,33 @@ def curves(rows: Sequence[Row], pair: Sequence[str], footer: str, sizes_of: str 
         _sizes(ax, causal.sizes(rows, sizes_of or pair[0]))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, [f"corpus: {label}" for label in labels], loc="outside upper left", ncols=4)
+    return figure
+
+
+def by_modality(rows: Sequence[Row], rule: Mapping[str, Any], footer: str) -> Figure | None:
+    """Scores against size of items that are read and seen, of rising difficulty; None while an arm of them is missing."""
+    arms = [arm for arm in rule["arms"] if any(row.arm == arm for row in rows)]
+    ends = [head for head, end in seeing.SHOWN.items() if any(end in row.scores for row in rows)]
+    ends = [head for head in ends if head in ("scenes", "bars", "1 step", "3 steps", "whole sums")]
+    if not arms or not ends:
+        return None
+    figure = sheet(3.6, footer)
+    axes = figure.subplots(1, len(ends), squeeze=False, sharey=True)[0]
+    sizes = causal.sizes(rows, arms[0])
+    for ax, head in zip(axes, ends, strict=True):
+        for style, arm in zip(ARM_STYLE, arms, strict=False):
+            _curve(ax, rows, arm, seeing.SHOWN[head], style, arm)
+        blind = seeing.floor(rows, rule, seeing.SHOWN[head])
+        if blind:
+            ax.axhline(
+                100 * float(np.mean(list(blind.values()))), color="#555555", linestyle=":", label=rule["floor"][0]
+            )
+        ax.set_title(head, loc="left", fontsize=10)
+        ax.set_ylim(0, 104)
+        _sizes(ax, sizes)
+    axes[0].set_ylabel("right (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure
 
 
@@ -389,6 +416,9 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
      "Ringed: the best rate of each size that was tried, thinly where it is the last of the grid: a better one may lie "
      "beyond. A rate transfers where the rings share one column inside the grid."),
     ("frequencies", "Which frequency a size needs", "Facts seen with power-law frequency, in 100 groups."),
+    ("seeing", "Does seeing improve with size like reading?",
+     "The same items as text and as pictures, easiest on the left. Dotted: a model that neither reads nor sees the "
+     "content. Dots are means over seeds, with 95% intervals where there are several, and small dots single seeds."),
 )  # fmt: skip
 
 
@@ -403,6 +433,7 @@ def draw(
         "widths": lambda: widths(rows, footer),
         "rates": lambda: rates(rows, config.get("arms", {}), footer),
         "frequencies": lambda: frequencies(rows, footer),
+        "seeing": lambda: by_modality(rows, config["seeing"], footer) if config.get("seeing") else None,
     }
     if verdict:
         pair = tuple(config["rule"]["arms"])

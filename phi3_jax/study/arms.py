@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import family
+from phi3_jax.data import sources
 from phi3_jax.errors import UserError
 from phi3_jax.experiment import SOURCES, Arm, arms_of
 
@@ -86,6 +87,8 @@ def _plain(config: Any, arm: Arm, seed: int, factor: float) -> Any:
     one.update({key: getattr(arm, key) for key in ("sizes", "ladder", "mup") if getattr(arm, key) is not None})
     if arm.data:
         one.data.source = arm.data
+        if sources.find(arm.data).fresh:
+            one.data.seed = seed
     else:
         counts = {key: getattr(arm, key) * factor for key in ("facts", *SOURCES)}
         total = sum(counts[key] for key in SOURCES)

@@ -14,6 +14,7 @@ from typing import Any
 from phi3_jax import family
 from phi3_jax.configs import DataConfig, LoraConfig, ModelConfig, OptimConfig, PreferenceConfig, RunConfig, decay_start
 from phi3_jax.data import manifest as manifests
+from phi3_jax.data.corpora import drawn
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.experiment import SOURCE, TABLE
 from phi3_jax.family import FULL_OPTIM, PROXY_OPTIM, trained
@@ -176,6 +177,8 @@ def plan_runs(
     for seed in range(config.seed, config.seed + config.seeds):
         for size in config.sizes:
             model = model_of(config, scale, size, manifest["vocab"])
+            if "pictures" in manifest and model.is_proxy:
+                model = family.seeing(model, drawn.EYES)
             check_data(model, manifest)
             if train.epochs:
                 windows = epoch(manifest)

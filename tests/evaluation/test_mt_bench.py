@@ -16,7 +16,7 @@ import phi3_jax
 from phi3_jax.data import tokenizers
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import mt_bench
-from phi3_jax.evaluation.judge import Endpoint
+from phi3_jax.inference.endpoint import Endpoint
 from phi3_jax.inference.engine import Completion
 from phi3_jax.interop.templates import Template
 from phi3_jax.records import ownership

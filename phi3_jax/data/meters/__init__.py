@@ -26,6 +26,7 @@ METERS: dict[str, Meter] = {
         "needles",
         "abstention",
         "guard",
+        "seeing",
     )
 }
 

@@ -26,6 +26,7 @@ SOURCES: dict[str, Source] = {
         "prose",
         "needles",
         "long",
+        "drawn",
     )
 }
 

@@ -68,6 +68,7 @@ class Source:
         before it gives windows; `Recipe.generator` and `Recipe.inputs` are its part of the manifest.
       options: what it needs to know, by the name of the flag; each has a default.
       texts: its documents alone, for sources that take text of others; None: it has none to lend.
+      fresh: its items are made of `seed`, so that each seed of a study has items of its own.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Source:
     recipe: Callable[[Request], Recipe]
     options: Mapping[str, Key] = field(default_factory=dict)
     texts: Lookup | None = None
+    fresh: bool = False
 
     def takes(self, spec: str) -> bool:
         """Whether a word of --data names this source."""
