@@ -20,6 +20,8 @@ Words after the colon, separated by commas:
     perplexity=RUN      bits per byte of each document under a model; --config.rules.perplexity.most=2.5 says how odd a text
                         may be. Another limit with --reuse scores nothing again
     learnability=A+B    bits per byte under A, a run of the size that the corpus is for, minus those under B, a larger one
+    quality=LABELS      how probably a text is labelled 1, learned from JSON lines with text, label (0 or 1) and source;
+                        --config.rules.quality.least=0.5; the page says how right it is on sources that it never saw
     phase1=4M  phase2=1M   tokens of the two phases that the corpus is for: each document gets a role (ROLES below, or
                         --config.roles) and its phases; epochs are printed. data=curated:1:curated/mine trains on phase 1
     scale=pico          for= names the proxy of this scale, as in scaling.py; full: the released model
@@ -41,6 +43,7 @@ from phi3_jax.keys import parse_count
 TARGETS = ("own", "fineweb")
 WORDS = {
     "rule": str,
+    "quality": str,
     "perplexity": str,
     "learnability": str,
     "text_field": str,
@@ -67,6 +70,9 @@ def get_config(argument: str = "") -> ConfigDict:
     if "benchmarks" in words:
         order.insert(order.index("personal"), "decontaminate")
         rules = rules | {"decontaminate": {"benchmarks": words["benchmarks"]}}
+    if "quality" in words:
+        order.insert(order.index("personal"), "quality")
+        rules = rules | {"quality": {"labels": words["quality"]}}
     if "perplexity" in words:
         order.insert(order.index("personal"), "perplexity")
         rules = rules | {"perplexity": {"model": words["perplexity"]}}

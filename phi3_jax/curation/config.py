@@ -16,13 +16,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import commands, keys
-from phi3_jax.curation import against, decontaminate, phases, scores, wanted
+from phi3_jax.curation import against, classifier, decontaminate, phases, scores, wanted
 from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import CORPUS, DOCUMENT, keys_of
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.keys import Key
 
-PLACES = {"against": ("corpus",), "perplexity": ("model",), "learnability": ("small", "large")}  # parameters of rules
+# Parameters of rules that name a place whose content counts.
+PLACES = {
+    "against": ("corpus",),
+    "perplexity": ("model",),
+    "learnability": ("small", "large"),
+    "quality": ("labels",),
+}
 SECTIONS = ("rules", "synthetic")  # of a config, beside its keys
 VERSION = 1  # of what the same config and input give; raise it when a rule gives something else
 
@@ -137,7 +143,7 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
         if step.rule == "decontaminate":
             entry["content"] = decontaminate.content(step.parameters["benchmarks"])
         for name in PLACES.get(step.rule, ()):  # known by their content, wherever they lie
-            known = against.content if step.rule == "against" else scores.content
+            known = {"against": against.content, "quality": classifier.content}.get(step.rule, scores.content)
             entry[f"{name} content"] = known(entry["parameters"].pop(name))
         steps.append(entry)
     if "synthetic" in config:

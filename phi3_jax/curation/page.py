@@ -233,8 +233,17 @@ def _scores(note: Mapping[str, Any], step: Any) -> str:
         for name, of in note["scores"].items()
     ]
     header = ["source", "documents", "stay", *(f"{point} %" for point in note["points"])]
-    limits = f"{step.parameters['least']:g} to {step.parameters['most']:g} stay"
-    return f"<p>Bits per byte, percentiles by source; {limits}.</p>" + markup.table(header, rows)
+    limits = f"{step.parameters['least']:g} to {step.parameters.get('most', 1.0):g} stay"
+    shown = f"<p>{markup.text(note['unit'])}, percentiles by source; {limits}.</p>" + markup.table(header, rows)
+    if "held_out" in note:
+        judged = [
+            ("", [of["source"], f"{of['documents']:,}", f"{of['good']:.0%}", f"{of['right']:.0%}", f"{of['mean']:.2f}"])
+            for of in note["held_out"]
+        ]
+        header = ["source of labels", "documents", "labelled 1", "right when left out", "mean probability"]
+        shown += "<p>What it says of each source of the labels when it learned from the others.</p>"
+        shown += markup.table(header, judged)
+    return shown
 
 
 def _difference(kept: str, dropped: str) -> str:

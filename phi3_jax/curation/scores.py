@@ -8,7 +8,8 @@ a smaller one does not learn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,12 +67,31 @@ def _score(work: Work, step: Step, models: Sequence[str]) -> None:
                 texts = [text[: p["characters"]] for text in texts_of(store.part(work.texts_in, number), rows)]
                 scores = {f"bits_{i}": bits_per_byte(engine, texts) for i, engine in enumerate(engines)}
                 store.write(path, {"doc": number * ROWS + rows, **scores})
+    of = (lambda found: found["bits_0"] - found["bits_1"]) if len(models) > 1 else lambda found: found["bits_0"]
+    choose(work, step, paths, of, (p["least"], p["most"]), {"unit": "Bits per byte"})
+
+
+def choose(
+    work: Work,
+    step: Step,
+    paths: Sequence[Path],
+    of: Callable[[dict[str, np.ndarray]], np.ndarray],
+    limits: tuple[float, float],
+    note: dict[str, Any],
+) -> None:
+    """Drops documents whose score lies outside two limits, and notes percentiles by source.
+
+    Args:
+      paths: a part with `doc` and numbers for each part that was read; of: the score, of a part's columns.
+      note: what else the manifest says.
+    """
+    least, most = limits
     dropped: list[tuple[int, int, int, float]] = []
     by_source: dict[str, list[np.ndarray]] = {}
     for number, path in enumerate(paths):
         found = {name: column.to_numpy() for name, column in store.read(path).items()}
-        values = found["bits_0"] - (found["bits_1"] if len(models) > 1 else 0.0)
-        for check, out_of in ((BELOW, values < p["least"]), (ABOVE, values > p["most"])):
+        values = of(found)
+        for check, out_of in ((BELOW, values < least), (ABOVE, values > most)):
             pairs = zip(found["doc"][out_of].tolist(), values[out_of].tolist(), strict=True)
             dropped += [(doc, check, -1, value) for doc, value in pairs]
         names = store.read(work.read_part(number), ["source"])["source"].take(found["doc"] - number * ROWS).to_pylist()
@@ -81,9 +101,9 @@ def _score(work: Work, step: Step, models: Sequence[str]) -> None:
     for name in sorted(by_source):
         values = np.concatenate(by_source[name])
         points = [round(float(x), 4) for x in np.percentile(values, POINTS)]
-        kept = int(((values >= p["least"]) & (values <= p["most"])).sum())
+        kept = int(((values >= least) & (values <= most)).sum())
         spread[name] = {"documents": len(values), "kept": kept, "percentiles": points}
-    files.write_json(work.noted(step), {"scores": spread, "points": POINTS})
+    files.write_json(work.noted(step), {**note, "scores": spread, "points": POINTS})
     work.drop(step, dropped)
 
 

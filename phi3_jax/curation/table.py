@@ -109,6 +109,18 @@ CORPUS: dict[str, CorpusRule] = {
         },
         ("least", "most"),
     ),
+    "quality": CorpusRule(
+        "Probability of being labelled 1, by logistic regression on hashed word 1- and 2-grams; judged on sources that it "
+        "never saw",
+        "phi3_jax.curation.classifier:quality",
+        ("low_quality",),
+        {
+            "labels": local("JSON lines with text, label (0 or 1) and source", ""),
+            "least": share("least probability that stays", 0.5),
+            "characters": whole("of a text that are read, from its beginning", 4000, 1),
+        },
+        ("least",),
+    ),
     "lines": CorpusRule(
         "Lines that stand in several documents, but for white space and capitals, stay in one; documents that would lose "
         "too much go",
