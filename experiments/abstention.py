@@ -60,8 +60,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from phi3_jax.errors import UserError, nearest
-from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments, take_arms
 from phi3_jax.family import TRIO
 from phi3_jax.keys import parse_count
 
@@ -142,10 +141,7 @@ RULE = dict(
 def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, TARGETS, WORDS)
-    names = words.pop("arms").split("+") if "arms" in words else list(ARMS)
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"unknown arm {name!r}{nearest(name, ARMS)}")
+    chosen = take_arms(words, ARMS)
     factor = parse_count(words.pop("tokens", "4M")) / 4_000_000
     config = base_config()
     config.update(
@@ -153,7 +149,7 @@ def get_config(argument: str = "") -> ConfigDict:
         seeds={"quick": 1, "standard": SEEDS}[target], universe=UNIVERSE, size_factor=factor,
         verdict="phi3_jax.scaling.abstention:lines_of",
     )  # fmt: skip
-    config.arms = arms_config({name: ARMS[name] for name in names})
+    config.arms = arms_config(chosen)
     config.abstention = ConfigDict(RULE)
     config.data.strangers = max(60, round(STRANGERS * factor))
     config.train.update(eval_points=1, log_every=100, checkpoint_every=1000, weighting="domain")

@@ -42,8 +42,7 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from phi3_jax.data.corpora.facts import ATTRIBUTES, MAX_POOL, MAX_VALUE_BITS, Universe
-from phi3_jax.errors import UserError, nearest
-from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments, take_arms
 from phi3_jax.family import TRIO, WIDTHS, proxy
 from phi3_jax.keys import parse_count
 
@@ -161,16 +160,13 @@ def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     block, words = parse_arguments(argument, TARGETS, WORDS)
     arms = ARMS[block]
-    names = words.pop("arms").split("+") if "arms" in words else list(arms)
-    for name in names:
-        if name not in arms:
-            raise UserError(f"unknown arm {name!r}{nearest(name, arms)}")
+    chosen = take_arms(words, arms)
     trial = bool(words)
     tokens = parse_count(words.pop("tokens", "4M"))
     config = base_config()
     rows = "" if trial else f"analysis/results/calibration/{block}.csv"
     config.update(name=f"calibration-{block}", rows=rows, size_factor=tokens / 4_000_000, **STUDY[block])
-    config.arms = arms_config({name: arms[name] for name in names})
+    config.arms = arms_config(chosen)
     config.regime = ConfigDict(RULE)
     config.train.update(eval_points=1, log_every=200, checkpoint_every=2000, weighting="token")
     return apply(config, words, {"weighting": "train.weighting"})

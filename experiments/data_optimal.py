@@ -54,8 +54,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from phi3_jax.errors import UserError, nearest
-from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments, take_arms
 from phi3_jax.family import WIDTHS
 from phi3_jax.keys import parse_count
 
@@ -114,17 +113,14 @@ RULE = dict(
 def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, TARGETS, WORDS)
-    names = words.pop("arms", "").split("+") if "arms" in words else tuple(ARMS) if target == "full" else RULE["arms"]
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"unknown arm {name!r}{nearest(name, ARMS)}")
+    chosen = take_arms(words, ARMS, () if target == "full" else RULE["arms"])
     tokens = parse_count(words.pop("tokens", "4M"))
     config = base_config()
     config.update(
         name=f"data_optimal-{target}", scale="pico", seed=10, seeds={"quick": 1, "standard": 3, "full": 5}[target],
         universe=9000, size_factor=tokens / 4_000_000, seed_sd=2.5,  # points between seeds in a pilot: for the power line
     )  # fmt: skip
-    config.arms = arms_config({name: ARMS[name] for name in names})
+    config.arms = arms_config(chosen)
     config.rule = ConfigDict(RULE)
     config.train.update(eval_points=1, log_every=100, checkpoint_every=1000, weighting="domain")
     return apply(config, words, {"weighting": "train.weighting"})

@@ -29,8 +29,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from phi3_jax.errors import UserError, nearest
-from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.experiment import Arm, apply, arms_config, base_config, parse_arguments, take_arms
 from phi3_jax.family import TRIO
 from phi3_jax.keys import parse_count
 
@@ -53,16 +52,13 @@ def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, TARGETS, WORDS)
     arms = ARMS if target == "all" else FILTERED
-    names = words.pop("arms").split("+") if "arms" in words else list(arms)
-    for name in names:
-        if name not in arms:
-            raise UserError(f"unknown arm {name!r}{nearest(name, arms)}")
+    chosen = take_arms(words, arms)
     tokens = parse_count(words.pop("tokens", "4M"))
     config = base_config()
     config.update(
         name=f"knowledge-{target}", scale="pico", sizes=TRIO, seed=500, seeds=3, universe=LOADS[-1],
         size_factor=tokens / TOKENS,
     )  # fmt: skip
-    config.arms = arms_config({name: arms[name] for name in names})
+    config.arms = arms_config(chosen)
     config.train.update(eval_points=1, log_every=200, checkpoint_every=2000, weighting="token")
     return apply(config, words, {})

@@ -78,8 +78,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from phi3_jax.errors import UserError, nearest
-from phi3_jax.experiment import TABLE, Arm, apply, arms_config, base_config, parse_arguments
+from phi3_jax.errors import UserError
+from phi3_jax.experiment import TABLE, Arm, apply, arms_config, base_config, parse_arguments, take_arms
 from phi3_jax.family import GIVEN, TRIO
 from phi3_jax.keys import parse_count
 
@@ -140,17 +140,14 @@ def get_config(argument: str = "") -> ConfigDict:
 def _study(argument: str) -> ConfigDict:
     """The study of proxies."""
     target, words = parse_arguments(argument, (*STUDIES, *METHODS), STUDY_WORDS)
-    names = words.pop("arms").split("+") if "arms" in words else list(ARMS)
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"unknown arm {name!r}{nearest(name, ARMS)}")
+    chosen = take_arms(words, ARMS)
     tokens = parse_count(words.pop("tokens", str(TOKENS)))
     config = base_config()
     config.update(
         name="vision-study" if tokens == TOKENS else "vision-trial", scale="pico", sizes=TRIO, seed=10,
         seeds=STUDIES[target], size_factor=tokens / TOKENS, verdict="phi3_jax.scaling.seeing:lines_of",
     )  # fmt: skip
-    config.arms = arms_config({name: ARMS[name] for name in names})
+    config.arms = arms_config(chosen)
     config.seeing = ConfigDict(RULE)
     config.budgets = (round(tokens),)
     config.train.update(batch_tokens=BATCH, eval_points=1, log_every=100, checkpoint_every=400)

@@ -258,6 +258,19 @@ def arms_config(arms: Mapping[str, Arm]) -> ConfigDict:
     return ConfigDict({name: arm.given for name, arm in arms.items()})
 
 
+def take_arms(words: dict[str, Any], arms: Mapping[str, Arm], default: Sequence[str] = ()) -> dict[str, Arm]:
+    """The arms that the word `arms=A+B` names, which is taken out of the words; without it those of `default`, or all.
+
+    Raises:
+      UserError: an unknown arm, naming the nearest.
+    """
+    names = words.pop("arms").split("+") if "arms" in words else default or arms
+    for name in names:
+        if name not in arms:
+            raise UserError(f"unknown arm {name!r}{nearest(name, arms)}")
+    return {name: arms[name] for name in names}
+
+
 def arms_of(config: Mapping[str, Any]) -> dict[str, Arm]:
     """The arms of a study's config, in its order; {} for a study without."""
     arms: Mapping[str, Mapping[str, Any]] = config.get("arms") or {}
