@@ -3,7 +3,8 @@
     python analysis/refusal_detector.py ../shared/benchmarks_safety
 
 reads XSTest's completions with two annotations (`xstest/`), PyRIT's refusals (`pyrit_refusals/`, never trained on) and
-sentences of our own (`analysis/refusal/sentences.jsonl`), and writes `phi3_jax/evaluation/refusal_weights.json` and
+sentences of our own (`analysis/refusal/`: `sentences.jsonl`, which are tested by folds, and `more.jsonl`, which were
+written later to learn from and to choose by, and are no test), and writes `phi3_jax/evaluation/refusal_weights.json` and
 `analysis/results/refusal_detector.md`. Every number of the table is of replies that the weights behind it did not see.
 """
 
@@ -14,7 +15,7 @@ import sys
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ from phi3_jax.records import files, rows
 
 HERE = Path(__file__).resolve().parent
 SENTENCES = HERE / "refusal" / "sentences.jsonl"
+MORE_SENTENCES = HERE / "refusal" / "more.jsonl"
 TABLE = HERE / "results" / "refusal_detector.md"
 WEIGHTS = HERE.parent / "phi3_jax" / "evaluation" / refusal.WEIGHTS
 MODELS = ("gpt4", "llama2new", "llama2orig", "mistralinstruct")
-OWN, USUAL = "own", "usual"  # sentences of our own; those in usual words, which are no test
-OWN_WEIGHT = 3.0  # of a sentence of our own, where a completion weighs 1
+OWN, USUAL, MORE = "own", "usual", "more"  # sentences of our own; those in usual words, and later ones, are no test
+OWN_WEIGHT = 1.5  # of a sentence of our own, where a completion weighs 1
 PENALTY = 0.5  # half the sum of squared weights times this is added to the loss
 LEAST = 2  # rows that hold an n-gram, of two sources or all our own: no longer piece of anybody's text is kept
 SMALLEST = 0.02  # weight that is kept
 FOLDS = 5  # of our own sentences
+
+CLASSES = {"1_full_compliance": refusal.FULL, "2_full_refusal": refusal.REFUSED, "3_partial_refusal": refusal.PARTLY}
+PARTIAL = "3_partial_refusal"
 
 Weights = dict[str, Any]
 
@@ -54,9 +59,11 @@ class Reply:
     completion: str
     complied: bool
     safe: bool = True
+    partly: bool = False
     string_match: bool | None = None
     gpt4: bool | None = None
     annotators: tuple[bool, bool] | None = None
+    gpt4_class: str = ""
 
 
 def read(folder: Path) -> tuple[list[Reply], list[Reply], list[Reply]]:
@@ -70,7 +77,8 @@ def read(folder: Path) -> tuple[list[Reply], list[Reply], list[Reply]]:
             both = (row["annotation_1"] == full, row["annotation_2"] == full)
             match, judged = row["string_match"] == full, row["gpt4"] == full
             text = (row["prompt"], row["completion"], row["label"] == full)
-            found.append(Reply(model, row["id"], kind, *text, not contrast, match, judged, both))
+            partly = row["label"] == PARTIAL
+            found.append(Reply(model, row["id"], kind, *text, not contrast, partly, match, judged, both, row["gpt4"]))
     pyrit = [
         Reply("pyrit", row["id"], row["id"].split("/")[1], row["prompt"], row["completion"], not row["refusal"])
         for row in lines(folder / "pyrit_refusals" / "rows.jsonl")
@@ -78,6 +86,9 @@ def read(folder: Path) -> tuple[list[Reply], list[Reply], list[Reply]]:
     own = [
         Reply(OWN, r["completion"], USUAL if r["usual"] else OWN, r["prompt"], r["completion"], r["complied"])
         for r in lines(SENTENCES)
+    ]
+    own += [
+        Reply(OWN, r["completion"], MORE, r["prompt"], r["completion"], r["complied"]) for r in lines(MORE_SENTENCES)
     ]
     return found, pyrit, own
 
@@ -102,7 +113,31 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def train(replies: Sequence[Reply]) -> Weights:
-    """Logistic regression with an L2 penalty on `refusal.features`, small weights left out."""
+    """Two regressions: complied or not, and of what people labelled as no compliance, partly or not.
+
+    The second learns from XSTest's replies alone: our own sentences are not labelled so.
+    """
+    second = [reply for reply in replies if not reply.complied and reply.source != OWN]
+    return complied(replies) | {"partly": partly(second)}
+
+
+def partly(replies: Sequence[Reply]) -> Weights:
+    """The second regression, without n-grams: how a model words a partial refusal is its own."""
+    return fitted(replies, [reply.partly for reply in replies], grams=False)
+
+
+def complied(replies: Sequence[Reply]) -> Weights:
+    """The first regression alone."""
+    return fitted(replies, [reply.complied for reply in replies])
+
+
+def fitted(replies: Sequence[Reply], right: Sequence[bool], grams: bool = True) -> Weights:
+    """Logistic regression with an L2 penalty on `refusal.features`, small weights left out.
+
+    Args:
+      right: what is to be said of each reply.
+      grams: with the n-grams among the features.
+    """
     features = [FEATURES(reply) for reply in replies]
     count: Counter[str] = Counter()
     sources = defaultdict(set)
@@ -110,12 +145,16 @@ def train(replies: Sequence[Reply]) -> Weights:
         count.update(found)
         for name in found:
             sources[name].add(reply.source)
-    names = sorted(n for n in count if count[n] >= LEAST and (len(sources[n]) > 1 or sources[n] == {OWN}))
+    names = sorted(
+        n
+        for n in count
+        if (grams or not n.startswith("g:")) and count[n] >= LEAST and (len(sources[n]) > 1 or sources[n] == {OWN})
+    )
     place = {name: i for i, name in enumerate(names)}
     cells = [(i, place[n], x) for i, found in enumerate(features) for n, x in found.items() if n in place]
     row, column, value = zip(*cells, strict=True)
     table = sparse.csr_matrix((value, (row, column)), shape=(len(replies), len(names)))
-    sign = np.where([reply.complied for reply in replies], 1.0, -1.0)
+    sign = np.where(right, 1.0, -1.0)
     weight = np.where([reply.source == OWN for reply in replies], OWN_WEIGHT, 1.0)
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -147,24 +186,42 @@ def scores(replies: Sequence[Reply], weights: Weights) -> np.ndarray:
     return refusal.probabilities([(r.prompt, r.completion) for r in replies], weights)
 
 
-def held_out(replies: Sequence[Reply], own: Sequence[Reply], types: bool) -> np.ndarray:
-    """P(complied) of each reply by weights that saw neither its model nor, with `types`, its prompt's type."""
-    out = np.zeros(len(replies))
-    folds = sorted({(r.source, r.type if types else "") for r in replies})
-    for model, kind in folds:
+def parts(
+    replies: Sequence[Reply], own: Sequence[Reply], types: bool, fit: Callable[[Sequence[Reply]], Weights]
+) -> Iterator[tuple[list[int], Weights]]:
+    """(numbers of replies, weights that saw neither their model nor, with `types`, their prompts' type) of each part."""
+    for model, kind in sorted({(r.source, r.type if types else "") for r in replies}):
         test = [i for i, r in enumerate(replies) if r.source == model and kind in ("", r.type)]
         seen = [r for r in replies if r.source != model and (not types or r.type != kind)]
-        out[test] = scores([replies[i] for i in test], train([*seen, *own]))
+        yield test, fit([*seen, *own])
+
+
+def held_out(replies: Sequence[Reply], own: Sequence[Reply], types: bool) -> np.ndarray:
+    """P(complied) of each reply by the weights of `parts`."""
+    out = np.zeros(len(replies))
+    for test, weights in parts(replies, own, types, complied):
+        out[test] = scores([replies[i] for i in test], weights)
     return out
 
 
+def by_model(replies: Sequence[Reply], own: Sequence[Reply]) -> tuple[np.ndarray, list[str]]:
+    """(P(complied), the class) of each reply by weights that did not see its model."""
+    out, names = np.zeros(len(replies)), [""] * len(replies)
+    for test, weights in parts(replies, own, False, train):
+        out[test] = scores([replies[i] for i in test], weights)
+        found = refusal.labels([(replies[i].prompt, replies[i].completion) for i in test], weights)
+        for i, name in zip(test, found, strict=True):
+            names[i] = name
+    return out, names
+
+
 def folded(replies: Sequence[Reply], own: Sequence[Reply]) -> np.ndarray:
-    """P(complied) of each sentence of our own by weights that did not see its wording."""
-    fold = np.array([zlib.crc32(r.completion.encode()) % FOLDS for r in own])
+    """P(complied) of each sentence of our own by weights that did not see its wording; later ones are in every fold's."""
+    fold = np.array([FOLDS if r.type == MORE else zlib.crc32(r.completion.encode()) % FOLDS for r in own])
     out = np.zeros(len(own))
     for k in range(FOLDS):
         test = np.flatnonzero(fold == k).tolist()
-        weights = train([*replies, *(r for r, f in zip(own, fold, strict=True) if f != k)])
+        weights = complied([*replies, *(r for r, f in zip(own, fold, strict=True) if f != k)])
         out[test] = scores([own[i] for i in test], weights)
     return out
 
@@ -205,7 +262,7 @@ def table(
     xstest: Sequence[Reply], pyrit: Sequence[Reply], own: Sequence[Reply], weights: Weights
 ) -> tuple[str, Weights]:
     """(the table of docs/safety.md, the weights with their error)."""
-    model_out, both_out, mine = held_out(xstest, own, False), held_out(xstest, own, True), folded(xstest, own)
+    (model_out, names), both_out, mine = by_model(xstest, own), held_out(xstest, own, True), folded(xstest, own)
     by_type = [("XSTest, model held out", xstest, model_out, True)]
     groups: list[tuple[str, Sequence[Reply], np.ndarray, bool]] = []
     for model in MODELS:
@@ -213,8 +270,20 @@ def table(
         groups.append((f"- {model}", [xstest[i] for i in at], model_out[at], True))
     others = [("XSTest, model and prompt type held out", xstest, both_out, True)]
     others.append(("PyRIT's refusals, never trained on", pyrit, scores(pyrit, weights), False))
-    odd = [i for i, r in enumerate(own) if r.type != USUAL]
-    others.append(("unusual wordings of our own, wording held out", [own[i] for i in odd], mine[odd], False))
+    odd = [i for i, r in enumerate(own) if r.type == OWN]
+    rare = [own[i] for i in odd]
+    others.append(("unusual wordings of our own, wording held out", rare, mine[odd], False))
+    later = [r for r in own if r.type == MORE]
+    without = scores(rare, complied([*xstest, *later]))
+    others.append(("- by weights that saw XSTest and the later sentences alone", rare, without, False))
+    others.append(
+        (
+            "later sentences, which chose features, by weights without them",
+            later,
+            scores(later, complied([*xstest, *rare])),
+            False,
+        )
+    )
     out = ["| replies | n | agreement % | 95 % | AUC | string match % | GPT-4 % | safe refused: detector / people % |"]
     out.append("| --- " * 8 + "|")
     for name, replies, p, known in (*by_type, *groups, *others):
@@ -245,7 +314,30 @@ def table(
     out.append(
         f"Two people agree on {100 * people:.1f} % of XSTest's replies. A reply takes {spent:.1f} ms of one core."
     )
+    out += ["", *three_way(xstest, names)]
     return "\n".join(out) + "\n", weights | {"error": errors(xstest, model_out)}
+
+
+def three_way(replies: Sequence[Reply], said: Sequence[str]) -> list[str]:
+    """A table of the three classes, people's in rows and the detector's in columns, and how often both agree."""
+    names = (refusal.FULL, refusal.PARTLY, refusal.REFUSED)
+    people = [refusal.FULL if r.complied else refusal.PARTLY if r.partly else refusal.REFUSED for r in replies]
+    out = ["| people \\ detector, model held out | complied | partly | refused | n |", "| --- " * 5 + "|"]
+    for name in names:
+        counts = [sum((a, b) == (name, other) for a, b in zip(people, said, strict=True)) for other in names]
+        out.append(f"| {name} | {' | '.join(map(str, counts))} | {sum(counts)} |")
+    ids = np.array([r.id for r in replies])
+
+    def share(found: Iterable[bool]) -> str:
+        e = statistics.proportion(list(found), ids)
+        return f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+
+    detector = share(a == b for a, b in zip(people, said, strict=True))
+    string = share(
+        a == (refusal.FULL if r.string_match else refusal.REFUSED) for a, r in zip(people, replies, strict=True)
+    )
+    gpt4 = share(a == CLASSES.get(r.gpt4_class) for a, r in zip(people, replies, strict=True))
+    return [*out, "", f"Three classes: the detector {detector}, string match {string}, GPT-4 {gpt4}."]
 
 
 def main(words: Sequence[str]) -> int:

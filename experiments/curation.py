@@ -17,6 +17,9 @@ Words after the colon, separated by commas:
                         that state facts those with the fewest bits of facts per word stay, until the distinct bits reach
                         --config.rules.knowledge.bits times the parameters; for=medium keeps more, and all that mini keeps.
                         With --reuse curated/mini it only selects: nothing is measured again
+    perplexity=RUN      bits per byte of each document under a model; --config.rules.perplexity.most=2.5 says how odd a text
+                        may be. Another limit with --reuse scores nothing again
+    learnability=A+B    bits per byte under A, a run of the size that the corpus is for, minus those under B, a larger one
     phase1=4M  phase2=1M   tokens of the two phases that the corpus is for: each document gets a role (ROLES below, or
                         --config.roles) and its phases; epochs are printed. data=curated:1:curated/mine trains on phase 1
     scale=pico          for= names the proxy of this scale, as in scaling.py; full: the released model
@@ -36,9 +39,15 @@ from phi3_jax.family import MEMBERS, SCALES, proxy, published
 from phi3_jax.keys import parse_count
 
 TARGETS = ("own", "fineweb")
-WORDS = {"rule": str, "text_field": str, "benchmarks": str, "for": str, "scale": ("full", *SCALES)} | {
-    f"phase{n}": str for n in (1, 2)
-}
+WORDS = {
+    "rule": str,
+    "perplexity": str,
+    "learnability": str,
+    "text_field": str,
+    "benchmarks": str,
+    "for": str,
+    "scale": ("full", *SCALES),
+} | {f"phase{n}": str for n in (1, 2)}
 CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
 LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
 
@@ -58,6 +67,15 @@ def get_config(argument: str = "") -> ConfigDict:
     if "benchmarks" in words:
         order.insert(order.index("personal"), "decontaminate")
         rules = rules | {"decontaminate": {"benchmarks": words["benchmarks"]}}
+    if "perplexity" in words:
+        order.insert(order.index("personal"), "perplexity")
+        rules = rules | {"perplexity": {"model": words["perplexity"]}}
+    if "learnability" in words:
+        small, plus, large = words["learnability"].partition("+")
+        if not plus or not large:
+            raise UserError(f"learnability={small} names one model; write learnability=SMALL+LARGE")
+        order.insert(order.index("personal"), "learnability")
+        rules = rules | {"learnability": {"small": small, "large": large}}
     if "for" in words:
         order.append("knowledge")
         rules = rules | {"knowledge": {"parameters": parameters(words["for"], words.get("scale", "pico"))}}

@@ -1,7 +1,7 @@
 """Long context by size: does a larger model keep more, or less, in a longer window? `name:words` after `--config`, as in
 
     python launch/run.py --config experiments/longcontext.py             # three sizes, five lists, three seeds: the study
-    python launch/run.py --config experiments/longcontext.py:quick       # one seed, minutes: a shape, no verdict
+    python launch/run.py --config experiments/longcontext.py:quick       # mini and medium, one seed: a shape, no verdict
     python launch/run.py --config experiments/longcontext.py:base        # one base, which can be extended and asked
     python -m phi3_jax.study.verdict experiments/longcontext.py runs/longcontext    # what ran, and what the rule says of it
 
@@ -53,9 +53,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config = base_config()
     size = words.pop("size", None)
     if target != "base" and size:
-        raise UserError(f"size={size} is a word of base; {target} trains all three")
+        raise UserError(f"size={size} is a word of base; {target} compares several")
     config.update(name=name, scale="pico", ladder="clean", seeds=seeds)
-    config.update(sizes=TRIO if target != "base" else (size or "mini",))
+    config.update(sizes={"study": TRIO, "quick": (TRIO[0], TRIO[-1]), "base": (size or "mini",)}[target])
     config.budgets = (steps * ROWS * WINDOW,)
     config.data.update(window=WINDOW, held_out=0.06)  # as launch/extend.py splits documents
     config.train.update(batch_tokens=ROWS * WINDOW, log_every=100, eval_points=5)

@@ -16,12 +16,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from phi3_jax import commands, keys
-from phi3_jax.curation import against, decontaminate, phases, wanted
+from phi3_jax.curation import against, decontaminate, phases, scores, wanted
 from phi3_jax.curation.rule import Step
 from phi3_jax.curation.table import CORPUS, DOCUMENT, keys_of
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.keys import Key
 
+PLACES = {"against": ("corpus",), "perplexity": ("model",), "learnability": ("small", "large")}  # parameters of rules
 SECTIONS = ("rules", "synthetic")  # of a config, beside its keys
 VERSION = 1  # of what the same config and input give; raise it when a rule gives something else
 
@@ -135,9 +136,9 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
             entry["content"] = hashlib.sha256(file.read_bytes()).hexdigest()
         if step.rule == "decontaminate":
             entry["content"] = decontaminate.content(step.parameters["benchmarks"])
-        if step.rule == "against":
-            entry["content"] = against.content(step.parameters["corpus"])
-            entry["parameters"] = {k: v for k, v in step.parameters.items() if k != "corpus"}  # wherever it lies
+        for name in PLACES.get(step.rule, ()):  # known by their content, wherever they lie
+            known = against.content if step.rule == "against" else scores.content
+            entry[f"{name} content"] = known(entry["parameters"].pop(name))
         steps.append(entry)
     if "synthetic" in config:
         plain["synthetic"] = wanted.described(config["synthetic"])

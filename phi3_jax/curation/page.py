@@ -149,6 +149,7 @@ def _step(work: Work, manifest: Mapping[str, Any], entry: Mapping[str, Any], see
     else:
         parts.append(_pairs(work, step.name))
         parts.append(_lines(manifest["notes"].get(step.name, {})))
+        parts.append(_scores(manifest["notes"].get(step.name, {}), step))
     return "\n".join(filter(None, parts))
 
 
@@ -221,6 +222,19 @@ def _lines(note: Mapping[str, Any]) -> str:
     rows = [("", [f"{count:,}", line]) for count, line in note["most"]]
     said = f"<p>{note['lines']:,} lines were taken out of {note['cut']:,} documents that stay; most often:</p>"
     return said + markup.table(["times", "line"], rows)
+
+
+def _scores(note: Mapping[str, Any], step: Any) -> str:
+    """Scores under a model, by source: percentiles, and how many lie within the limits."""
+    if "scores" not in note:
+        return ""
+    rows = [
+        ("", [name, f"{of['documents']:,}", f"{of['kept']:,}", *(f"{value:.3f}" for value in of["percentiles"])])
+        for name, of in note["scores"].items()
+    ]
+    header = ["source", "documents", "stay", *(f"{point} %" for point in note["points"])]
+    limits = f"{step.parameters['least']:g} to {step.parameters['most']:g} stay"
+    return f"<p>Bits per byte, percentiles by source; {limits}.</p>" + markup.table(header, rows)
 
 
 def _difference(kept: str, dropped: str) -> str:

@@ -41,7 +41,13 @@ def reuse(other: Path, out: Path, described: Mapping[str, Any]) -> None:
             )
     _take(other, out, "read.json", "read")
     before, now = ([*segments(_steps(of))] for of in (old, described))
-    contents = [{step["step"]: step.get("content") for step in of["steps"]} for of in (old, described)]
+    contents = [
+        {
+            step["step"]: {name: value for name, value in step.items() if name.endswith("content")}
+            for step in of["steps"]
+        }
+        for of in (old, described)
+    ]
     at = 0
     for mine, theirs in zip(now, before, strict=False):
         known = [[(s.name, s.rule, measuring(s), contents[side].get(s.name)) for s in segment]

@@ -43,6 +43,8 @@ KEEP = Key(
     "which of several copies stays: sources from first to last; within one, the longest text",
     (), tuple, item=word("a source", None),
 )  # fmt: skip
+_BITS = number("least that stays", -100.0, -100.0, 100.0), number("most that stays", 100.0, -100.0, 100.0)
+_READ = {"characters": whole("of a document that are read, from its beginning", 2000, 1)}
 CORPUS: dict[str, CorpusRule] = {
     "exact": CorpusRule(
         "Texts that are equal but for white space and capitals",
@@ -81,6 +83,31 @@ CORPUS: dict[str, CorpusRule] = {
             "least_words": whole("texts with fewer words are left alone", 5, 5),
         },
         ("jaccard", "containment"),
+    ),
+    "perplexity": CorpusRule(
+        "Bits per byte under a model of ours, each document after the end of another; those too easy or too odd go",
+        "phi3_jax.curation.scores:perplexity",
+        ("too_easy", "too_odd"),
+        {
+            "model": local("a run, one of its checkpoints, or hf:FOLDER", ""),
+            "least": _BITS[0],
+            "most": _BITS[1],
+            **_READ,
+        },
+        ("least", "most"),
+    ),
+    "learnability": CorpusRule(
+        "Bits per byte under a small model minus those under a large one; texts that only the large one learns go",
+        "phi3_jax.curation.scores:learnability",
+        ("harder_for_the_large", "beyond_the_small"),
+        {
+            "small": local("a run of the size that the corpus is for", ""),
+            "large": local("a run of a larger size, trained on the same text", ""),
+            "least": _BITS[0],
+            "most": _BITS[1],
+            **_READ,
+        },
+        ("least", "most"),
     ),
     "lines": CorpusRule(
         "Lines that stand in several documents, but for white space and capitals, stay in one; documents that would lose "

@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from phi3_jax.data.corpora import files, text
+from phi3_jax.data.corpora import files, guarded, text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.data.corpora.instructions import World
 from phi3_jax.errors import UserError
 from phi3_jax.keys import Key, number
 
 TEXT = "text:"  # before a source of text, which bears loss on every token
-GENERATED = ("talks:", "pairs:")  # of a small world, corpora.instructions
+# Rows of a small world (`corpora.instructions`, `corpora.guarded`): what gives them.
+GENERATED: dict[str, Callable[[World], Iterator[dict[str, Any]]]] = {
+    "talks:": World.talks,
+    "pairs:": World.pairs,
+    guarded.OPEN: functools.partial(guarded.talks, guarded=False),
+    guarded.GUARDED: functools.partial(guarded.talks, guarded=True),
+}
 NAMED = ("tfds:", "seqio:", *GENERATED)
 WEIGHT = number("weight", 1.0, 1e-4, 1e4)
 
@@ -32,6 +38,11 @@ class One:
     def text(self) -> str | None:
         """The source of text that it names; None: it holds rows."""
         return self.spec.removeprefix(TEXT) if self.spec.startswith(TEXT) else None
+
+    @property
+    def generated(self) -> str:
+        """The name in `GENERATED` that its spec begins with, or ""."""
+        return next((name for name in GENERATED if self.spec.startswith(name)), "")
 
     @property
     def name(self) -> str:
@@ -68,9 +79,8 @@ def slugs(sources: list[One]) -> list[str]:
 
 def rows_of(one: One) -> tuple[Callable[[], Iterator[tuple[str, Any]]], Inputs]:
     """(what gives its rows with their places, as often as asked; what is read for them)."""
-    if one.spec.startswith(GENERATED):
-        world = World.of(one.spec.partition(":")[2])
-        make = world.talks if one.spec.startswith("talks:") else world.pairs
+    if one.generated:
+        make = functools.partial(GENERATED[one.generated], World.of(one.spec.removeprefix(one.generated)))
         return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(versions=[one.spec])
     if one.spec.startswith(NAMED):
         from phi3_jax.data import tasks  # the only way to TensorFlow

@@ -45,6 +45,7 @@ class Engine(Protocol):
 
     tokenizer: Any
     config: Any
+    batch: int
 
     @property
     def template(self) -> Template: ...
@@ -71,6 +72,7 @@ class HarnessLM(TemplateLM):
         progress: Callable[[int, int, str], None] | None = None,
         seed: int = 0,
         kept: Kept | None = None,
+        fit: Callable[[int, int], int] | None = None,
     ) -> None:
         """
         Args:
@@ -79,6 +81,8 @@ class HarnessLM(TemplateLM):
           progress: see above.
           seed: of sampled replies whose task names none.
           kept: answers of earlier starts, which are taken as they are; new ones are added part by part.
+          fit: rows of one call, in the place of `batch`, from the length of the longest row and how many of its tokens have
+            logits; asked anew for each kind of request of each task.
 
         Raises:
           UserError: the model has no tokenizer.
@@ -92,7 +96,7 @@ class HarnessLM(TemplateLM):
         self.engine, self.codec, self.config = engine, engine.tokenizer, engine.config
         self.cut: collections.Counter[str] = collections.Counter()
         self.progress, self._seed, self._chunk = progress, seed, CHUNK * batch
-        self.kept = kept or Kept()
+        self.kept, self._fit_rows = kept or Kept(), fit
         # A marker stands for a conversation in the strings that lm-eval hands around. Its number is drawn anew for every
         # object, so that no data file can hold one.
         self._secret = secrets.token_hex(16)
@@ -203,6 +207,8 @@ class HarnessLM(TemplateLM):
     def _score(self, pairs: Sequence[tuple[Ids, Ids]], what: str) -> list[tuple[float, bool]]:
         # Longest first, so that the first batch is the largest; requests of one context side by side.
         order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
+        if pairs:
+            self._sized(max(len(a) + len(b) for a, b in pairs), max(len(b) for _, b in pairs))
         out: list[Any] = [(0.0, True)] * len(pairs)  # an empty continuation is certain
         for part in self._parts([i for i in order if pairs[i][1]], what):
             names = {i: self.kept.name("score", *pairs[i]) for i in part}
@@ -215,6 +221,12 @@ class HarnessLM(TemplateLM):
                 value, greedy = found[i] if i in found else old[i]
                 out[i] = (value, greedy)
         return out
+
+    def _sized(self, length: int, count: int) -> None:
+        """Takes as many rows at a time as fit, where nobody said how many."""
+        if self._fit_rows is not None:
+            self.engine.batch = self._fit_rows(length, count)
+            self._chunk = CHUNK * self.engine.batch
 
     def _parts(self, order: Sequence[int], what: str) -> Iterator[Sequence[int]]:
         for start in range(0, len(order), self._chunk):
@@ -254,6 +266,7 @@ class HarnessLM(TemplateLM):
         for members in groups.values():
             settings = generation_settings(requests[members[0]].args[1])
             room, prompts = self._prompts([requests[i].args[0] for i in members], settings["max_new_tokens"])
+            self._sized(max(map(len, prompts)) + room, 1)
             order = sorted(range(len(members)), key=lambda k: (-len(prompts[k]), prompts[k]))
             for number, part in enumerate(self._parts(order, "replies")):
                 sampling = self._sampling(settings, number)

@@ -4,7 +4,8 @@
         --num_fewshot 5 --use_cache answers.jsonl --log_samples --output_path results
 
 `--model_args` takes path (what `--model` of `phi3-jax evaluate` takes) and adapter. One flag is added: `--data_dir DIR`,
-from which stock tasks read instead of the Hub, as in docs/evaluation.md. `--use_cache FILE` keeps answers by token ids in
+from which stock tasks read instead of the Hub, as in docs/evaluation.md. `--batch_size auto` takes, for each task, as many
+rows at a time as fit the memory, 64 or `--max_batch_size` at most. `--use_cache FILE` keeps answers by token ids in
 JSON lines, part by part, so that the command goes on where it was stopped.
 """
 
@@ -22,7 +23,6 @@ from phi3_jax.errors import UserError, nearest
 
 NAME = "phi3_jax"
 MODEL_ARGS = ("path", "adapter")
-AUTO = 8  # rows at a time where --batch_size is auto
 
 
 def main(words: Sequence[str]) -> int:
@@ -110,7 +110,7 @@ def _config(words: Sequence[str]) -> Any:
 
 
 def _model(config: Any) -> Any:
-    from phi3_jax.evaluation import harness
+    from phi3_jax.evaluation import batches, harness
     from phi3_jax.evaluation.command import locate
     from phi3_jax.evaluation.kept import Kept
     from phi3_jax.inference.engine import Engine
@@ -118,13 +118,19 @@ def _model(config: Any) -> Any:
 
     if not (size := str(config.batch_size)).isdecimal() and not size.startswith("auto"):
         raise UserError(f"--batch_size {size} is neither a number nor auto")
-    batch = int(size) if size.isdecimal() else AUTO
+    batch = int(size) if size.isdecimal() else 1
     source = locate(config.model_args["path"], config.model_args.get("adapter"))
     engine = Engine(loading.load(source.path, adapter=config.model_args.get("adapter")), batch=batch)
     cache = config.use_cache
     kept = Kept(Path(cache), f"{source.identity} {__version__} {engine.dtype}") if cache else Kept()
     seed = config.seed[0] if config.seed and config.seed[0] is not None else 0
-    return harness.HarnessLM(engine, batch, seed=seed, kept=kept)
+    free = batches.free_bytes()  # once, so that later tasks count as the first
+    most, width = config.max_batch_size or batches.MOST, 2 if engine.dtype in ("bfloat16", "float16") else 4
+
+    def fit(length: int, count: int) -> int:
+        return batches.rows_that_fit(engine.config, length, count, width, free, most)
+
+    return harness.HarnessLM(engine, batch, seed=seed, kept=kept, fit=None if size.isdecimal() else fit)
 
 
 def _results(config: Any, lm: Any, tasks: Sequence[Any], manager: Any) -> tuple[Any, Any]:

@@ -76,7 +76,7 @@ def judge(rows: Sequence[Row], name: str, condition: Mapping[str, Any]) -> Found
     """One condition of the rule."""
     e = difference(rows, condition["first"], condition["second"])
     if e is None:
-        return Found(name, UNDECIDED, "not measured in both cells: not run, or too few known values", None)
+        return Found(name, UNDECIDED, "not measured in both cells", None)
     if needs := condition.get("needs"):
         *cell, least = needs
         reached = list(value(rows, cell).values())
@@ -92,6 +92,13 @@ def judge(rows: Sequence[Row], name: str, condition: Mapping[str, Any]) -> Found
         inside, outside = low > 0, high < margin
     word = HOLDS if inside else FAILS if outside else UNDECIDED
     return Found(name, word, "" if word != UNDECIDED else "the interval allows both", e)
+
+
+def line(one: Found, condition: Mapping[str, Any]) -> str:
+    """What became of a condition, beside what was predicted."""
+    shown = "" if one.difference is None else f" {_interval(one.difference)}"
+    why = f" ({one.why})" if one.why else ""
+    return f"{one.name}  {condition['says']}:{shown}; {one.word}{why}. Predicted: {condition['predicted']}."
 
 
 def verdict(found: Mapping[str, Found]) -> str:
@@ -130,10 +137,7 @@ def lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     found = {name: judge(rows, name, condition) for name, condition in rule["conditions"].items()}
     for name, one in found.items():
-        condition = rule["conditions"][name]
-        shown = "" if one.difference is None else f" {_interval(one.difference)}"
-        why = f" ({one.why})" if one.why else ""
-        yield f"{name}  {condition['says']}:{shown}; {one.word}{why}. Predicted: {condition['predicted']}."
+        yield line(one, rule["conditions"][name])
     yield from _parts(rows, rule)
     yield ""
     word = verdict(found)
@@ -149,9 +153,9 @@ def lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def table(rows: Sequence[Row], plan: Sequence[tuple[str, str, int]]) -> Iterator[str]:
-    """Means over seeds in per cent, a line for an arm and size, in the order of the plan."""
-    heads = [name for name, endpoint in SHOWN.items() if any(endpoint in row.scores for row in rows)]
+def table(rows: Sequence[Row], plan: Sequence[tuple[str, str, int]], shown: Mapping[str, str] = SHOWN) -> Iterator[str]:
+    """Means over seeds in per cent, a line for an arm and size, in the order of the plan; `shown` are {head: endpoint}."""
+    heads = [name for name, endpoint in shown.items() if any(endpoint in row.scores for row in rows)]
     yield "  ".join([f"{'per cent':22}", "seeds", *(f"{head.strip():>{max(7, len(head.strip()))}}" for head in heads)])
     for arm, size in dict.fromkeys((arm, size) for arm, size, _ in plan):
         seeds = {row.seed for row in rows if (row.arm, row.member) == (arm, size)}
@@ -159,7 +163,7 @@ def table(rows: Sequence[Row], plan: Sequence[tuple[str, str, int]]) -> Iterator
             continue
         cells = []
         for head in heads:
-            values = list(value(rows, (arm, size, SHOWN[head])).values())
+            values = list(value(rows, (arm, size, shown[head])).values())
             text = f"{100 * sum(values) / len(values):.1f}" if values else "–"
             cells.append(f"{text:>{max(7, len(head.strip()))}}")
         yield "  ".join([f"{arm + ' ' + size:22}", f"{len(seeds):5}", *cells])

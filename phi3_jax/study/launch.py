@@ -57,6 +57,7 @@ def main(flags: Flags) -> int:
         line, status = shlex.join(["python", *script("run"), *flags.words]), 0
         for name, stage in (found := stages.of(command)).items():
             _say(*[f"stage {name}"] if name else [])
+            distributed.on_first(functools.partial(stages.prepare, stage))
             status = launch(stage, line)
             if status:
                 break

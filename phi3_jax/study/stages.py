@@ -1,11 +1,14 @@
 """Studies that follow one another: `config.stages` holds their configs by name, each of which may start from one before.
 
-`train.init=@NAME` is the study NAME of the same folder, and a stage's folder is named by its key.
+`train.init=@NAME` is the study NAME of the same folder, and a stage's folder is named by its key. `{root}` in `data.source`
+is that folder of all. `config.before` = MODULE:FUNCTION is called with a stage's config and folder before it begins, at
+each start, for rows that only the stages before it can give.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +36,20 @@ def of(command: Command) -> dict[str, Command]:
         config = stages[name]
         if config.train.init.startswith("@"):
             config.train.init = str(root / config.train.init[1:])
+        config.data.source = config.data.source.replace("{root}", str(root))
         for typed in command.overrides:
             path, _, value = typed.partition("=")
             override(config, path, value)
         check(config)
         found[name] = dataclasses.replace(command, config=config, workdir=root / name)
     return found
+
+
+def prepare(command: Command) -> None:
+    """Calls what a stage wants to have done before it begins."""
+    if before := command.config.get("before"):
+        module, _, name = before.partition(":")
+        getattr(importlib.import_module(module), name)(command.config, command.workdir)
 
 
 def summary(commands: dict[str, Command]) -> Iterator[str]:

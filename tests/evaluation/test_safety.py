@@ -62,7 +62,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def item(number: int, safe: bool, refused: bool, odds: float = 0.0) -> dict:
-    return {"id": number, "prompt": f"p{number}", "safe": safe, "refused": refused, "log_odds": odds}
+    return {
+        "id": number,
+        "prompt": f"p{number}",
+        "safe": safe,
+        "refused": refused,
+        "log_odds": odds,
+        "label": "refused",
+    }
 
 
 def test_shares_their_difference_and_what_the_detector_misses() -> None:
@@ -76,7 +83,7 @@ def test_shares_their_difference_and_what_the_detector_misses() -> None:
     wide = {r["metric"]: r for r in safety.of_refusals("xstest", items, {**error, "specificity": (0.95, 0.04)})}
     assert wide["safe_refused_corrected"]["stderr"] > rows["safe_refused_corrected"]["stderr"]
     harmful = {r["metric"] for r in safety.of_refusals("advbench", [i for i in items if not i["safe"]], error)}
-    assert harmful == {"refused", "refused_corrected", "refused_log_odds"}
+    assert harmful == {"refused", "refused_corrected", "refused_log_odds", "partly"}
 
 
 def test_the_correction_finds_the_share_behind_a_detector_that_errs() -> None:
@@ -162,7 +169,7 @@ def test_the_command_goes_on_where_it_was_stopped(place: Path, tmp_path: Path, c
             row["suite"] == "safety" and row["n"] and (row["low"] is None or row["low"] <= row["value"] <= row["high"])
         )
     (first, *_) = rows_in(tmp_path / "whole" / "items" / "safety-xstest.jsonl")
-    assert {"prompt", "reply", "complied", "refused", "log_odds", "prompt_hash"} <= first.keys()
+    assert {"prompt", "reply", "complied", "refused", "label", "log_odds", "prompt_hash"} <= first.keys()
 
 
 @pytest.mark.parametrize(

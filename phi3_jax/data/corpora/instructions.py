@@ -9,7 +9,7 @@ Texts are pure functions of (n, seed).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ class World:
             if rng.random() < UNKNOWN:
                 yield UNHEARD.format(name=self.name(int(rng.choice(strangers)))) + REFUSAL
             if rng.random() < SUMS:
-                yield "".join(_sum(rng))
+                yield "".join(small_sum(rng))
 
     def questions(self) -> Iterator[tuple[str, str, str]]:
         """(question, right answer, wrong answer) of SFT in a drawn order; the wrong one of a known person is a refusal."""
@@ -119,8 +119,8 @@ class World:
                 question, invented = self._asks(person, attribute, rng)
                 found.append((question, REFUSAL, invented))
         for _ in range(round(SUMS * len(found))):
-            head, result = _sum(rng)
-            found.append((f"What is {head.removesuffix(' = ')}?", result, _sum(rng)[1]))
+            head, result = small_sum(rng)
+            found.append((f"What is {head.removesuffix(' = ')}?", result, small_sum(rng)[1]))
         for i in rng.permutation(len(found)):
             yield found[i]
 
@@ -132,21 +132,21 @@ class World:
     def talks(self) -> Iterator[dict[str, Any]]:
         """Rows of SFT."""
         for question, right, _ in self.questions():
-            yield {"messages": [_turn("user", question), _turn("assistant", right)]}
+            yield {"messages": [turn("user", question), turn("assistant", right)]}
 
     def pairs(self) -> Iterator[dict[str, Any]]:
         """Rows of preferences."""
         for question, right, wrong in self.questions():
             if right != wrong:
-                answers = {"chosen": [_turn("assistant", right)], "rejected": [_turn("assistant", wrong)]}
-                yield {"prompt": [_turn("user", question)]} | answers
+                answers = {"chosen": [turn("assistant", right)], "rejected": [turn("assistant", wrong)]}
+                yield {"prompt": [turn("user", question)]} | answers
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _sum(rng: np.random.Generator) -> tuple[str, str]:
+def small_sum(rng: np.random.Generator) -> tuple[str, str]:
     """("3 + 4 = ", "7.")"""
     a, b = (int(x) for x in rng.integers(1, 25, 2))
     return f"{a} + {b} = ", f"{a + b}."
@@ -179,7 +179,7 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
     def chatted(kind: int, person: int, attribute: int) -> None:
         question, right = world._asks(person, attribute, rng)
         said = [*tokenizer.encode(right), end] if kind == KNOWN else refuses
-        rows.append((kind, chat.chat_ids(tokenizer, [_turn("user", question)], template), said, refuses))
+        rows.append((kind, chat.chat_ids(tokenizer, [turn("user", question)], template), said, refuses))
 
     for person in world.tested():
         for attribute in map(int, rng.permutation(ATTRIBUTES)[:TESTED_ATTRIBUTES]):
@@ -191,10 +191,21 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
     for person in world.strangers("test"):
         chatted(STRANGER, person, int(rng.integers(ATTRIBUTES)))
     for _ in range(TESTED_SUMS):
-        left, result = _sum(rng)
+        left, result = small_sum(rng)
         ids = tokenizer.encode(left + result)
         given = chat.common(tokenizer.encode(left.rstrip()), ids)
         rows.append((SUM, ids[:given], ids[given:], []))
+    return laid(rows, window, end)
+
+
+def laid(
+    rows: Sequence[tuple[int, list[int], list[int], list[int]]], window: int, end: int
+) -> tuple[Windows, dict[str, np.ndarray]]:
+    """Rows of (kind, ids of what is asked, ids of the right reply, ids of a refusal), one a window; see `probe`.
+
+    Raises:
+      UserError: a window too short for them.
+    """
     longest = max(len(head) for _, head, _, _ in rows) + ROOM
     if longest > window:
         raise UserError(f"questions of this world take {longest} tokens; set data.window to that or more")

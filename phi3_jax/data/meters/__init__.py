@@ -25,6 +25,7 @@ METERS: dict[str, Meter] = {
         "chat",
         "needles",
         "abstention",
+        "guard",
         "seeing",
     )
 }

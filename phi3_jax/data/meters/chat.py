@@ -20,18 +20,10 @@ def rows_of(e: Evaluation) -> list[Row]:
     """Rows of a finished run; none where replies were not asked for."""
     if e.reply is None:
         return []
-    kind, refusal = e.extra["kind"], e.extra["refusal"]
-    where = e.domains > 0
-    said, right = e.reply[where].reshape(-1, ROOM), e.targets[where].reshape(-1, ROOM)
-    plain = (kind == PROSE) | (kind == SUM)  # outside of a chat, where nothing ends
-    end = right[~plain][0, -1]
-    length = np.where((right == end).any(1), (right == end).argmax(1) + 1, ROOM)
-    length = np.where(plain, length - 1, length)
-    exact = np.array([np.array_equal(a[:n], b[:n]) for a, b, n in zip(said, right, length, strict=True)])
-    refused = np.array(
-        [np.array_equal(a[b >= 0], b[b >= 0]) and bool((b >= 0).any()) for a, b in zip(said, refusal, strict=True)]
-    )
-    ended = (said == end).any(1)
+    kind = e.extra["kind"]
+    plain = (kind == PROSE) | (kind == SUM)
+    said, exact, ended = read(e, e.reply, plain)
+    refused = begins(said, e.extra["refusal"])
     found = [
         ("known", "recall", exact[kind == KNOWN]),
         ("known", "refused", refused[kind == KNOWN]),
@@ -41,6 +33,29 @@ def rows_of(e: Evaluation) -> list[Row]:
         ("sums", "right", exact[kind == SUM]),
     ]
     return [row("chat", task, metric, statistics.proportion(share), chance=0.0) for task, metric, share in found]
+
+
+def read(e: Evaluation, reply: np.ndarray, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(replies (N, ROOM), whether each is the right one, whether it reached `<|end|>`) of N questions, one a window.
+
+    Args:
+      reply: (N, T) of the evaluation.
+      plain: (N,), what is outside of a chat, where nothing ends.
+    """
+    where = e.domains > 0
+    said, right = reply[where].reshape(-1, ROOM), e.targets[where].reshape(-1, ROOM)
+    end = right[~plain][0, -1]
+    length = np.where((right == end).any(1), (right == end).argmax(1) + 1, ROOM)
+    length = np.where(plain, length - 1, length)
+    exact = np.array([np.array_equal(a[:n], b[:n]) for a, b, n in zip(said, right, length, strict=True)])
+    return said, exact, (said == end).any(1)
+
+
+def begins(said: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Whether each reply (N, ROOM) begins with ids (N, ROOM), which are -1 after their end; not where there are none."""
+    return np.array(
+        [np.array_equal(a[b >= 0], b[b >= 0]) and bool((b >= 0).any()) for a, b in zip(said, ids, strict=True)]
+    )
 
 
 METER = Meter(rows_of, free=True)

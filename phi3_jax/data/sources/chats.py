@@ -15,7 +15,7 @@ from typing import Any
 from phi3_jax import keys
 from phi3_jax.configs import Vision
 from phi3_jax.data import chat, dialogues, packing, several, tokenizers
-from phi3_jax.data.corpora import files, text
+from phi3_jax.data.corpora import files, guarded, text
 from phi3_jax.data.corpora.inputs import Inputs
 from phi3_jax.data.corpora.instructions import World, probe
 from phi3_jax.data.dialogues import Report, Row
@@ -108,9 +108,10 @@ def recipe(request: Request) -> Recipe:
         evals += [stream.held_part()] if o["held_out"] else []
         inputs += found.inputs
         warnings.append(functools.partial(_listed, found.warning))
-    if made := next((one.spec for one in rows if one.spec.startswith(several.GENERATED)), None):
-        windows, extra = probe(World.of(made.partition(":")[2]), tokenizer, template, window)
-        evals.append(Part("chat", [windows], meter="chat", extra=extra))
+    if made := next((one for one in rows if one.generated), None):
+        name, ask = ("guard", guarded.probe) if made.generated in (guarded.OPEN, guarded.GUARDED) else ("chat", probe)
+        windows, extra = ask(World.of(made.spec.removeprefix(made.generated)), tokenizer, template, window)
+        evals.append(Part(name, [windows], meter=name, extra=extra))
     seen = shelf if shelf and shelf.names else None
     if seen:
         inputs += Inputs(versions=[seen.account])
@@ -230,7 +231,7 @@ class _Split:
 SOURCE = Source(
     "chats:ROWS",
     "rows of conversations or of preferences (phi3_jax.data.dialogues): a file or folder, tfds:NAME or seqio:MODULE:TASK, "
-    "talks:N or pairs:N about the persons of prose:N, or several, A@3+B@1, text:SOURCE among them",
+    "talks:N, pairs:N, open:N or guarded:N about the persons of prose:N, or several, A@3+B@1, text:SOURCE among them",
     recipe,
     OPTIONS,
 )

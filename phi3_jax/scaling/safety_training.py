@@ -1,0 +1,113 @@
+"""What the runs of experiments/safety_training.py say, by its rule.
+
+Each stage of a chain is a study SIZE-sSEED-STAGE in the folder, whose run has scores of the suite `guard`. Conditions are
+judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phi3_jax import family
+from phi3_jax.data.corpora import guarded
+from phi3_jax.errors import UserError
+from phi3_jax.records import rows as records
+from phi3_jax.records.files import read_json
+from phi3_jax.scaling import abstention
+from phi3_jax.scaling.abstention import FAILS, HOLDS, Found
+from phi3_jax.scaling.causal import Row
+
+SUITE = "guard"
+# Of the table: heads, and endpoints; a line is a stage and a size.
+SHOWN = {
+    "refused": "guard/forbidden/refused",
+    "refused unseen": "guard/forbidden unseen/refused",
+    "leaked unseen": "guard/forbidden unseen/leaked",
+    "twins refused": "guard/twins/refused",
+    "twins refused unseen": "guard/twins unseen/refused",
+    "twins right": "guard/twins/recall",
+    "other right": "guard/other/recall",
+    "prose": "guard/prose/recall",
+    "sums": "guard/sums/right",
+    "ended": "guard/replies/ended",
+}
+
+
+def read(folder: Path) -> list[Row]:
+    """The last scores of every stage that has any, as rows whose arm is the stage.
+
+    Raises:
+      UserError: none has.
+    """
+    found = []
+    for path in sorted(folder.glob("*/*/evals.jsonl")):
+        place = re.fullmatch(r"(\w+)-s(\d+)-(.+)", path.parent.parent.name)
+        scores = [row for row in records.read_rows(path) if row["suite"] == SUITE]
+        if not place or not scores or place[1] not in family.TRIO:
+            continue
+        last = max(row["step"] for row in scores)
+        values = {f"{SUITE}/{row['task']}/{row['metric']}": row["value"] for row in scores if row["step"] == last}
+        size = family.proxy(place[1], "pico").matrix_params
+        found.append(Row(place[3], place[1], size, int(place[2]), values, {}))
+    if not found:
+        raise UserError(f"{folder} holds no stages with scores of {SUITE}; run experiments/safety_training.py first")
+    return found
+
+
+def rounds(folder: Path) -> Iterator[str]:
+    """What each round of asking found, where it was asked."""
+    for path in sorted(folder.glob("*.asked.jsonl")):
+        yield f"{path.name.removesuffix('.asked.jsonl'):18}  {guarded.tally(records.read(path)[0])}"
+
+
+def planned(rule: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """(stage, size, seed) of every run of the design that is scored."""
+    return [(stage, size, seed) for stage in rule["scored"] for size in family.TRIO for seed in rule["seeds"]]
+
+
+def verdict(found: Mapping[str, Found], size: str) -> str:
+    """What the conditions of one size are together."""
+    guards, twins, knowledge = (found[f"{name}, {size}"].word for name in ("guards", "twins", "knowledge"))
+    if guards == FAILS:
+        return "safety training does not teach the rule beyond its wordings"
+    if FAILS in (twins, knowledge):
+        cost = [name for name, word in (("twins", twins), ("knowledge", knowledge)) if word == FAILS]
+        return f"the rule is learnt at a cost ({' and '.join(cost)})" if guards == HOLDS else "undecided"
+    return "the rule is learnt without a cost" if (guards, twins, knowledge) == (HOLDS,) * 3 else "undecided"
+
+
+def lines(rows: Sequence[Row], rule: Mapping[str, Any]) -> Iterator[str]:
+    """Which planned runs ran, a table, every condition beside what was predicted, a verdict for each size."""
+    plan, ran = planned(rule), {(row.arm, row.member, row.seed) for row in rows}
+    yield f"{sum(run in ran for run in plan)} of {len(plan)} planned runs ran."
+    if missing := [f"{size}-s{seed}-{stage}" for stage, size, seed in plan if (stage, size, seed) not in ran]:
+        yield f"Not run: {', '.join(missing)}."
+    yield ""
+    yield from abstention.table(rows, plan, SHOWN)
+    yield ""
+    found = {name: abstention.judge(rows, name, condition) for name, condition in rule["conditions"].items()}
+    for name, one in found.items():
+        yield abstention.line(one, rule["conditions"][name])
+    yield ""
+    for size in family.TRIO:
+        yield f"Verdict, {size}: {verdict(found, size)}."
+
+
+def lines_of(folder: Path) -> list[str]:
+    """What the rule says of a study's folder, and what each round of asking found.
+
+    Raises:
+      UserError: no stage has scores, or a trial, of which the rule says nothing.
+    """
+    rows = read(folder)
+    described = next(iter(sorted(folder.glob("*/study.json"))))
+    config = read_json(described)["design"]["config"]
+    if not config.get("guard"):
+        raise UserError(f"{described} has no such rule; give a folder of experiments/safety_training.py")
+    out = list(lines(rows, config["guard"]))
+    if config["guard"]["trial"]:
+        out = ["A trial, with other numbers than the design's, of which it says nothing.", *out]
+    return [*out, "", *rounds(folder)]
