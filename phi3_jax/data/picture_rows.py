@@ -114,7 +114,12 @@ def _joined(message: Any, pictures: list[Any]) -> Any:
         elif kind in ("image", "image_url"):
             own = part.get("image") or part.get("path") or part.get("image_url") or part.get("url")
             own = own.get("url") if isinstance(own, Mapping) and "url" in own else own
-            pictures += _given(own)
+            shown = _given(own)
+            if len(shown) > 1:
+                raise BadRow(
+                    f"a part of a message has {len(shown)} pictures where one is allowed; give each its own part"
+                )
+            pictures += shown
             text += f"{MARK}\n"
         else:
             raise BadRow(f"a part of a message is {part!r:.60}; it is text or image")
@@ -215,10 +220,10 @@ class Shelf:
         self._spool: Any = None  # bytes that rows bring along, and where in it each lies
         self._spans: dict[str, tuple[int, int]] = {}
         self._whole: set[str] = set()
-        self._bytes: dict[str, int] = {}
+        self._digests: dict[str, str] = {}
 
     def add(self, source: Any, place: str) -> str:
-        """The name of a picture, whose header is read the first time.
+        """The name of a picture, whose file is read and hashed, and its header decoded, the first time.
 
         Raises:
           BadRow: it is missing, no picture, too large or too thin.
@@ -236,7 +241,7 @@ class Shelf:
             try:
                 picture = self._picture(name)
                 images.grid_of(*picture.size, self.eyes.crops, self.eyes.tile, picture.name)
-                self._bytes[name] = len(content) if content else (self.folder / name).stat().st_size
+                self._digests[name] = hashlib.sha256(content or self.bytes_of(name)).hexdigest()
             except UserError as error:
                 raise BadRow(f"picture {error}") from None
             self._sizes[name], self._places[name] = picture.size, place
@@ -305,10 +310,6 @@ class Shelf:
 
     @property
     def account(self) -> str:
-        """What a manifest keeps to know its input by: the number of pictures, and a digest of their names and sizes.
-
-        A change that leaves both its pixels' and its bytes' number is not seen: times differ wherever data were copied.
-        """
-        known = sorted((name, self._bytes[name], *size) for name, size in self._sizes.items())
-        digest = hashlib.sha256(repr(known).encode()).hexdigest()
-        return f"{len(known)} pictures of {sum(self._bytes.values())} bytes, {digest[:16]}"
+        """What a manifest keeps to know its input by: the number of pictures, and a digest of their names and contents."""
+        digest = hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
+        return f"{len(self._digests)} pictures, {digest[:16]}"

@@ -146,7 +146,7 @@ def run_of(setup: Setup) -> RunConfig:
         data=DataConfig("text", "", "", setup.sequence_length, setup.model.vocab), batch_windows=setup.sequences,
         steps=1000, accumulation=setup.accumulation, dtype="bfloat16" if setup.value_bytes == 2 else "float32",
         strategy=setup.strategy, context_parallel=setup.degrees.context, tensor_parallel=setup.degrees.tensor,
-        slices=setup.degrees.replica, remat=setup.remat, unroll=False,
+        slices=setup.degrees.replica, remat=setup.remat, unroll=False, parts=setup.parts,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from phi3_jax.chips import CHIPS
 from phi3_jax.configs import LoraConfig, ModelConfig
 from phi3_jax.models.spec import ParamSpec
+from phi3_jax.planning import tiles
 from phi3_jax.planning.setup import Setup, on_one_device, row_ways, tensors
 from phi3_jax.training.optimizers import optimizer
 
@@ -101,7 +102,8 @@ def predict(setup: Setup) -> Memory:
     """Memory of one training step per device, at the fullest moment of the step."""
     gradients = GRADIENT * trained_params(setup)
     carried = gradients if setup.accumulation > 1 else 0.0
-    kept, work, logits = kept_bytes(setup), work_bytes(setup), logit_bytes(setup)
+    work, logits, seen = work_bytes(setup), logit_bytes(setup), tiles.kept_bytes(setup)
+    kept = kept_bytes(setup) + seen
     table = float(setup.model.vocab * setup.model.embed)
     hidden = setup.residual_tokens() * setup.model.embed * setup.value_bytes
     # The output matrix and, where it is trained, its gradient, whole on every device.
@@ -113,17 +115,19 @@ def predict(setup: Setup) -> Memory:
     moments = {  # gradients, activations, logits, collectives
         "the loss": (carried, kept + 2 * hidden, logits, head + always),
         "a layer's backward pass": (carried + gradients, kept + work, 0.0, weights + always),
-        "the embedding's gradient": (carried + gradients, hidden, 0.0, of_table),
+        "the embedding's gradient": (carried + gradients, hidden + seen, 0.0, of_table),
         "the optimiser's update": (carried + gradients, 0.0, 0.0, update_bytes(setup)),
     }
+    if setup.tiles:
+        moments["the tower's backward pass"] = (carried + gradients, seen + tiles.work_bytes(setup), 0.0, always)
     moment = max(moments, key=lambda name: sum(moments[name]))
     gradients, activations, logits, collectives = moments[moment]
     tokens = setup.sequences * setup.sequence_length / (row_ways(setup.degrees) * setup.ways(setup.layout.time))
     return Memory(
         parameters=stored_padded(setup, lambda spec: MASTER)
-        + (setup.frozen_bytes * stored_params(setup) if setup.lora else 0.0),
+        + (setup.frozen_bytes * stored_params(setup) if setup.lora else MASTER * _left_out(setup)),
         optimizer=stored_padded(setup, optimizer(setup.optimizer).state_bytes),
-        batch=(BATCH_ARRAYS + setup.pairs) * 4 * tokens,
+        batch=(BATCH_ARRAYS + setup.pairs) * 4 * tokens + tiles.batch_bytes(setup),
         gradients=gradients,
         activations=activations,
         logits=logits,
@@ -232,6 +236,14 @@ def _kernel_scratch(setup: Setup) -> float:
 def stored_params(setup: Setup) -> float:
     """Parameters of the model that a device stores."""
     return float(sum(math.prod(setup.stored_shape(spec)) for _, spec in tensors(setup.model)))
+
+
+def _left_out(setup: Setup) -> float:
+    """Parameters that a device stores and that stay as they are, where no adapters are trained."""
+    if setup.model.vision is None:
+        return 0.0
+    taken = {name for name, _ in setup.trained}
+    return float(sum(math.prod(setup.stored_shape(spec)) for name, spec in tensors(setup.model) if name not in taken))
 
 
 def trained_params(setup: Setup) -> float:

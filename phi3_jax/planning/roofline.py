@@ -21,8 +21,10 @@ from types import MappingProxyType
 import numpy as np
 
 from phi3_jax.configs import BlockSparse, ModelConfig
+from phi3_jax.keys import rates_of
 from phi3_jax.models import flops
 from phi3_jax.models.masks import part_rows, piece
+from phi3_jax.planning import tiles
 from phi3_jax.planning.collectives import Collective, collectives
 from phi3_jax.planning.memory import (
     GRADIENT,
@@ -93,7 +95,8 @@ def with_collectives(setup: Setup, found: Iterable[Collective]) -> Roofline:
     chip = setup.topology.chip
     tokens = setup.batch_tokens / setup.devices
     convention = flops.masked(setup.model)
-    model = flops.train_flops_per_token(setup.model, setup.sequence_length, convention, setup.lora) * tokens
+    each = flops.train_flops_per_token(setup.model, setup.sequence_length, convention, setup.lora, setup.parts)
+    model = (each + tiles.model_flops_per_token(setup)) * tokens
     hardware = hardware_flops_per_token(setup) * tokens
     moved = tuple(found)
     seconds = {
@@ -135,12 +138,12 @@ def hardware_flops_per_token(setup: Setup) -> float:
         "gate_up": 2 * model.embed * model.mlp,
     }
     # Forward, gradient of what enters, gradient of the matrix: frozen ones have no third.
-    products = 4 if setup.lora else 6
+    products = 4 if setup.lora or (setup.parts and "lm" not in rates_of(setup.parts)) else 6
     matrices = products * flops.matmul_params(model) + 2 * model.layers * sum(per_layer.get(name, 0) for name in again)
     if setup.lora:
         matrices += 6 * sum(spec.size for _, spec in adapters(model, setup.lora))
     scores = FORWARD_PRODUCTS * (1 + ("attention" in again)) + BACKWARD_PRODUCTS[setup.topology.chip.platform]
-    return matrices + scores * 2 * padded_head(setup) * pairs_per_token(setup)
+    return matrices + scores * 2 * padded_head(setup) * pairs_per_token(setup) + tiles.hardware_flops_per_token(setup)
 
 
 def forward_seconds(setup: Setup, tokens: float) -> float:

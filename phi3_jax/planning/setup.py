@@ -9,8 +9,10 @@ import math
 from phi3_jax.chips import CHIPS, Topology
 from phi3_jax.configs import LoraConfig, ModelConfig
 from phi3_jax.errors import UserError
+from phi3_jax.keys import PARTS, rates_of
 from phi3_jax.models.layout import Layout
 from phi3_jax.models.lora import adapter_specs
+from phi3_jax.models.parts import part_of
 from phi3_jax.models.spec import ParamSpec, named, named_specs
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.rules import Axes, Degrees
@@ -21,6 +23,15 @@ from phi3_jax.units import divisors
 def tensors(model: ModelConfig) -> tuple[tuple[str, ParamSpec], ...]:
     """(name, spec) of every parameter, of `named_specs`; stacked layers are one tensor, whose name starts with "blocks"."""
     return tuple(named_specs(model).items())
+
+
+@functools.lru_cache(maxsize=64)
+def learning(model: ModelConfig, parts: tuple[str, ...]) -> tuple[tuple[str, ParamSpec], ...]:
+    """(name, spec) of every parameter in the parts that are trained; in none is a tower's layer that never runs."""
+    if model.vision is None:
+        return tensors(model)
+    rates = rates_of(parts) or dict.fromkeys(PARTS, 1.0)
+    return tuple((name, spec) for name, spec in tensors(model) if part_of(name) in rates)
 
 
 @functools.lru_cache(maxsize=64)
@@ -44,6 +55,8 @@ class Setup:
       lora: adapters that are trained in the place of the parameters, or None.
       frozen_bytes: bytes of a value of those parameters then.
       pairs: the batch holds preference pairs, and so the reference's log-probabilities.
+      parts: of a phi-3-vision, what is trained (`keys.rates_of`); none: all.
+      tiles: of pictures that come with a sequence, on average.
     """
 
     model: ModelConfig
@@ -59,11 +72,13 @@ class Setup:
     lora: LoraConfig | None = None
     frozen_bytes: int = 2
     pairs: bool = False
+    parts: tuple[str, ...] = ()
+    tiles: float = 0.0
 
     @property
     def trained(self) -> tuple[tuple[str, ParamSpec], ...]:
         """(name, spec) of every tensor that has a gradient and a state of the optimiser."""
-        return adapters(self.model, self.lora) if self.lora else tensors(self.model)
+        return adapters(self.model, self.lora) if self.lora else learning(self.model, self.parts)
 
     @property
     def batch_tokens(self) -> int:

@@ -13,7 +13,7 @@ from phi3_jax.commands import Flags
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.experiment import asked
 from phi3_jax.models.flops import train_flops_per_token
-from phi3_jax.planning import best
+from phi3_jax.planning import best, tiles
 from phi3_jax.planning.best import Candidate
 from phi3_jax.planning.memory import KEPT, limit, temp_bytes
 from phi3_jax.planning.roofline import forward_seconds
@@ -50,7 +50,9 @@ class Plan:
 
     @property
     def flops_per_token(self) -> float:
-        return train_flops_per_token(self.job.model, self.job.length, lora=self.job.lora)
+        job, setup = self.job, self.configured.setup
+        text = train_flops_per_token(job.model, job.length, lora=job.lora, parts=job.parts)
+        return text + tiles.model_flops_per_token(setup)
 
     @property
     def steps(self) -> int:
@@ -88,6 +90,7 @@ class Plan:
             shared |= {
                 "trained_params": self.trained,
                 "pairs": self.job.pairs,
+                "tiles_per_window": self.job.tiles,
                 "rows": self.job.rows and dataclasses.asdict(self.job.rows),
                 "reference_s": self.reference_seconds,
             }

@@ -101,13 +101,22 @@ def _given(plan: Plan) -> list[str]:
     job, setup = plan.job, plan.configured.setup
     if not job.given:
         return []
-    lines = [f"  products in {_DTYPES[job.value_bytes]}; all parameters are trained"]
+    what = (
+        f"{', '.join(job.parts)}: {plan.trained:,} parameters are trained"
+        if job.parts
+        else "all parameters are trained"
+    )
+    lines = [f"  products in {_DTYPES[job.value_bytes]}; {what}"]
     if job.lora:
         share = plan.trained / job.params
         lines = [
             f"  products in {_DTYPES[job.value_bytes]}; adapters of rank {job.lora.rank} are trained: {plan.trained:,} "
             f"parameters ({share:.2%}); the others stay in {_DTYPES[job.frozen_bytes]}"
         ]
+    if job.tiles:
+        lines.append(
+            f"  {job.tiles:.1f} tiles of pictures a window{', those of one square picture' * (job.rows is None)}"
+        )
     if job.rows is None:
         what = "pairs, each two segments of a window" if job.pairs else "conversations"
         return [*lines, f"  {what}; no data= is named, so that a pass is counted as {human_count(UNSAID)} tokens"]

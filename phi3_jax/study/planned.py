@@ -11,6 +11,7 @@ from typing import Any
 from phi3_jax import family
 from phi3_jax.chips import Topology
 from phi3_jax.configs import LoraConfig, ModelConfig
+from phi3_jax.data import images
 from phi3_jax.errors import UserError
 from phi3_jax.models.spec import count_params
 from phi3_jax.study import runs as studies
@@ -23,11 +24,12 @@ SHORTEST = 4096  # sequence length of such a plan, or the model's context where 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of post-training as they are packed: training windows, of a length in tokens, and the pairs in them."""
+    """Rows of post-training as they are packed: training windows, of a length in tokens, with pairs and tiles in them."""
 
     windows: int
     window: int
     pairs: int
+    tiles: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Job:
       given: it is post-training, and so has `rows` where the data are named.
       reference: where the loss has its reference from: "kept", one pass over the data before the run; "frozen", one forward
         pass of each step; or nowhere.
+      parts: of a phi-3-vision, what is trained; none: all.
+      tiles: of pictures, in a sequence on average; where no data say, those of one square picture.
     """
 
     model: ModelConfig
@@ -63,11 +67,13 @@ class Job:
     given: bool = False
     rows: Rows | None = None
     reference: str = ""
+    parts: tuple[str, ...] = ()
+    tiles: float = 0.0
 
     @property
     def how(self) -> dict[str, Any]:
         """The fields of a `Setup` that no way to train it changes."""
-        names = ("optimizer", "value_bytes", "lora", "frozen_bytes", "pairs")
+        names = ("optimizer", "value_bytes", "lora", "frozen_bytes", "pairs", "parts", "tiles")
         return {name: getattr(self, name) for name in names}
 
 
@@ -131,8 +137,16 @@ def given(config: Any, topology: Topology) -> Job:
     return Job(
         model, count_params(model), math.ceil((train.epochs or 1) * once), length, batch * length,
         config.optim.name or family.PROXY_OPTIM.name, 2 if half else 4, studies.lora_of(config, model), frozen, pairs,
-        True, rows, _reference(config) if pairs else "",
+        True, rows, _reference(config) if pairs else "", tuple(train.parts), _tiles(config, model, rows),
     )  # fmt: skip
+
+
+def _tiles(config: Any, model: ModelConfig, rows: Rows | None) -> float:
+    """See `Job.tiles`."""
+    if model.vision is None:
+        return 0.0
+    crops = config.data.crops or model.vision.crops
+    return rows.tiles / rows.windows if rows else float(images.grid_of(1, 1, crops).tiles)
 
 
 def _reference(config: Any) -> str:
@@ -161,10 +175,13 @@ def _packed(config: Any) -> Rows:
         )
     arguments: Mapping[str, Any] = data_arguments(config, config.scale, 0)
     recipe = sources.recipe(arguments["data"], **{k: v for k, v in arguments.items() if k != "data"})
-    entries, pairs = [], 0
+    entries, pairs, tiles, seen = [], 0, 0, recipe.pictures
     for part in recipe.sources:
         entries.append({"windows": 0, "weight": part.weight})
         for some in part.windows:
             entries[-1]["windows"] += len(some)
             pairs += int((some.segments.max(axis=1, initial=0) // 2).sum()) if recipe.loss == "preference" else 0
-    return Rows(round(studies.epoch({"sources": entries})), recipe.window, pairs)
+            for one in some.seen if seen else ():
+                assert seen
+                tiles += images.grid_of(*seen.size(one.picture), seen.eyes.crops, seen.eyes.tile).tiles
+    return Rows(round(studies.epoch({"sources": entries})), recipe.window, pairs, tiles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_documents_are_texts_with_pictures_and_rows_without_are_as_they_were() -
         (llava("text.png"), "text.png' cannot be opened: no picture that Pillow reads"),
         (llava("thin.png"), "thin.png' has sides of 300 and 1 pixels"),
         ({"messages": user([{"type": "video"}])}, "a part of a message is {'type': 'video'}"),
+        (
+            {"messages": user([{"type": "image", "image": ["a.png", "b.png"]}])},
+            "a part of a message has 2 pictures where one is allowed",
+        ),
         ({"prompt": "a <image>", "completion": "<image>", "images": ["a.png"]}, "completion has the tag of a picture"),
     ],
 )
@@ -174,6 +179,19 @@ def test_windows_and_pictures_come_back_as_they_went_in(shop: Path) -> None:
     assert again["fingerprint"] == manifest["fingerprint"]
 
 
+def test_a_picture_of_as_many_bytes_and_pixels_is_another(shop: Path) -> None:
+    for name, level in (("a", 10), ("b", 20)):
+        Image.new("RGB", (30, 20), (level, level, level)).save(shop / f"pics/{name}.bmp")
+    write(shop / "rows.jsonl", [llava("a.bmp")])
+    made(shop, "rows.jsonl")
+    old = (shop / "pics/a.bmp").stat()
+    (shop / "pics/a.bmp").write_bytes((shop / "pics/b.bmp").read_bytes())
+    os.utime(shop / "pics/a.bmp", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (shop / "pics/a.bmp").stat().st_size == old.st_size
+    with pytest.raises(UserError, match="input files have changed: 1 pictures, "):
+        made(shop, "rows.jsonl")
+
+
 def test_a_picture_counts_in_the_fingerprint_and_another_model_is_refused(shop: Path) -> None:
     write(shop / "rows.jsonl", [llava("a.png")])
     first = made(shop, "rows.jsonl")["fingerprint"]
@@ -182,7 +200,7 @@ def test_a_picture_counts_in_the_fingerprint_and_another_model_is_refused(shop: 
         with pytest.raises(UserError, match="has pictures for tiles of 28"):
             loader.pictures(ds, eyes)
     Image.new("RGB", (30, 20), "red").save(shop / "pics/a.png")
-    with pytest.raises(UserError, match="input files have changed: 1 pictures of"):
+    with pytest.raises(UserError, match="input files have changed: 1 pictures, "):
         made(shop, "rows.jsonl")
     made(shop, "rows.jsonl", overwrite=True)
     assert loader.open_dataset(shop / "out").manifest["fingerprint"] != first

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from phi3_jax.data import meters, sources
+from phi3_jax.data.corpora import drawn
 from phi3_jax.data.sources.mixture import PHASES
 from phi3_jax.errors import UserError
 from phi3_jax.experiment import SOURCE, base_config
-from phi3_jax.study.data import data_arguments
+from phi3_jax.study.data import data_arguments, vocabulary_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SQUARES = '''
@@ -152,6 +153,12 @@ def test_a_study_asks_a_source_for_what_it_takes_and_no_more(name: str) -> None:
     expected = {"tokenizer": "here", "template": ""} if name == "chats" else expected  # its window depends on its rows
     expected = {"tokens": 20_000, "seed": 3} if name == "drawn" else expected
     assert {key: asked[key] for key in expected} == expected and ("window" in asked) == ("window" in expected)
+
+
+def test_a_study_of_drawn_items_has_a_vocabulary_of_its_own() -> None:
+    config = base_config()
+    config.data.source = "drawn:text"
+    assert vocabulary_of(data_arguments(config, "pico", 20_000))["vocab_size"] == drawn.VOCAB
 
 
 def test_a_study_of_facts_grows_with_its_scale() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -147,6 +148,31 @@ def test_a_run_that_was_killed_with_pictures_in_its_stream_ends_bit_for_bit(tmp_
     base, after = (named(load(path).params) for path in (f"hf:{tmp_path / 'hf'}", str(whole)))
     changed = {parts.part_of(name) for name in base if not np.array_equal(base[name], after[name])}
     assert changed == {"lm", "projector"}
+
+
+@pytest.mark.slow
+def test_preferences_about_pictures_are_learned(tmp_path: Path) -> None:
+    shop(tmp_path)
+    rows = [
+        {
+            "prompt": f"{'<image>' * (i % 3)}what is it?",
+            "chosen": "a dog",
+            "rejected": "a cat",
+            "images": ["0.png", "1.png"][: i % 3],
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"{FILE}:dpo,model=hf:hf,data=pairs.jsonl,images=pics,lr=1e-3,epochs=6,name=dpo"]
+    start = command("")
+    done = subprocess.run(
+        [*start[:3], *words, *start[4:]], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = (tmp_path / "runs/dpo").glob("*/metrics.jsonl")
+    logged = read_rows(found)
+    assert logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)  # the policy is the reference
+    assert logged[-1]["loss"] < 0.9 * logged[0]["loss"] and logged[0]["tiles"] > 0
 
 
 @pytest.mark.slow

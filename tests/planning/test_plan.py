@@ -12,6 +12,10 @@ import pytest
 
 from phi3_jax.__main__ import main
 from phi3_jax.experiment import load_config
+from phi3_jax.family import published
+from phi3_jax.models import vision
+from phi3_jax.models.flops import train_flops_per_token, train_tile_flops
+from phi3_jax.planning import tiles
 from phi3_jax.study.plan import plans
 from phi3_jax.study.runs import plan_study
 
@@ -26,6 +30,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 POSTTRAIN = "experiments/posttrain.py"
+VISION = "experiments/vision.py"
 
 
 def plan(words: str, *more: str, experiment: str = EXPERIMENT) -> int:
@@ -273,3 +278,24 @@ def test_a_proxy_is_planned_as_it_is_trained(
     manifest["sources"] = [{"name": "text", "weight": 1, "windows": 10**9}]
     planned = plan_study(config, config.scale, {Path("data"): manifest}, Path("none"), 8)[0]
     assert (planned.strategy, planned.remat, planned.batch_windows * 2048) == (strategy, remat, runs[0]["batch_tokens"])
+
+
+def test_a_plan_of_training_on_pictures_counts_their_tiles(capsys: pytest.CaptureFixture) -> None:
+    words = "model=vision,topology=h200:8"
+    whole = answer(capsys, f"sft,{words}", experiment=VISION)
+    model = published("vision")
+    assert whole["tiles_per_window"] == 17  # a square picture at 16 crops
+    text = train_flops_per_token(model, whole["window"])
+    assert whole["flops_per_token"] == pytest.approx(text + 17 * train_tile_flops(model) / whole["window"])
+    assert whole["trained_params"] == 4_146_621_440 - 12_598_272  # without what never runs
+    few = answer(capsys, f"sft,{words},crops=4", experiment=VISION)
+    assert few["tiles_per_window"] == 5 and few["step_time_s"] < whole["step_time_s"]
+    assert few["bytes_per_device"]["batch"] < whole["bytes_per_device"]["batch"]
+    one = answer(capsys, f"pretrain,{words}", experiment=VISION)
+    assert one["trained_params"] == 22_026_240 + 8_192 and one["flops_per_token"] < 0.7 * whole["flops_per_token"]
+    assert one["bytes_per_device"]["optimizer"] == pytest.approx(8 * one["trained_params"] / 8, rel=0.01)
+    assert one["bytes_per_device"]["parameters"] == pytest.approx(4 * 4_146_621_440 / 8, rel=0.01)
+    assert tiles.AT_ONCE == vision.AT_ONCE
+    assert plan(f"pretrain,{words}", experiment=VISION) == 0
+    said = capsys.readouterr().out
+    assert "projector: 22,034,432 parameters are trained" in said and "17.0 tiles of pictures a window" in said
