@@ -3,7 +3,8 @@
     python -m phi3_jax.evaluation.lm_eval --model phi3_jax --model_args path=runs/phi3-mini --tasks arc_easy,gsm8k \
         --num_fewshot 5 --use_cache answers.jsonl --log_samples --output_path results
 
-`--model_args` takes path (what `--model` of `phi3-jax evaluate` takes) and adapter. One flag is added: `--data_dir DIR`,
+`--model_args` takes path (what `--model` of `phi3-jax evaluate` takes), adapter, and data_parallel_size=N, N devices with a
+whole copy of the model on each. One flag is added: `--data_dir DIR`,
 from which stock tasks read instead of the Hub, as in docs/evaluation.md. `--batch_size auto` takes, for each task, as many
 rows at a time as fit the memory, 64 or `--max_batch_size` at most. `--use_cache FILE` keeps answers by token ids in
 JSON lines, part by part, so that the command goes on where it was stopped.
@@ -17,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phi3_jax import __version__
+from phi3_jax import __version__, checks
 from phi3_jax.entry import run
 from phi3_jax.errors import UserError, nearest
 
 NAME = "phi3_jax"
-MODEL_ARGS = ("path", "adapter")
+MODEL_ARGS = ("path", "adapter", "data_parallel_size")
 
 
 def main(words: Sequence[str]) -> int:
@@ -112,15 +113,16 @@ def _config(words: Sequence[str]) -> Any:
 def _model(config: Any) -> Any:
     from phi3_jax.evaluation import batches, harness
     from phi3_jax.evaluation.command import locate
+    from phi3_jax.evaluation.copies import engine_of
     from phi3_jax.evaluation.kept import Kept
-    from phi3_jax.inference.engine import Engine
     from phi3_jax.interop import loading
 
     if not (size := str(config.batch_size)).isdecimal() and not size.startswith("auto"):
         raise UserError(f"--batch_size {size} is neither a number nor auto")
     batch = int(size) if size.isdecimal() else 1
     source = locate(config.model_args["path"], config.model_args.get("adapter"))
-    engine = Engine(loading.load(source.path, adapter=config.model_args.get("adapter")), batch=batch)
+    devices = checks.integer(config.model_args.get("data_parallel_size", 1), "data_parallel_size", 1)
+    engine = engine_of(loading.load(source.path, adapter=config.model_args.get("adapter")), batch, devices)
     cache = config.use_cache
     kept = Kept(Path(cache), f"{source.identity} {__version__} {engine.dtype}") if cache else Kept()
     seed = config.seed[0] if config.seed and config.seed[0] is not None else 0
@@ -130,7 +132,7 @@ def _model(config: Any) -> Any:
     def fit(length: int, count: int) -> int:
         return batches.rows_that_fit(engine.config, length, count, width, free, most)
 
-    return harness.HarnessLM(engine, batch, seed=seed, kept=kept, fit=None if size.isdecimal() else fit)
+    return harness.HarnessLM(engine, batch * devices, seed=seed, kept=kept, fit=None if size.isdecimal() else fit)
 
 
 def _results(config: Any, lm: Any, tasks: Sequence[Any], manager: Any) -> tuple[Any, Any]:
