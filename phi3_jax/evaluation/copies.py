@@ -74,11 +74,14 @@ class Copies:
         sampling: Sampling,
         *,
         stop: Sequence[str] = (),
+        images: Sequence[Sequence[Any]] | None = None,
     ) -> list[Completion]:
         """See `Engine.generate`; what is drawn for a prompt is what one device draws."""
         return self._split(
             len(prompts),
-            lambda engine, a, b: engine.generate(prompts[a:b], max_new_tokens, sampling, stop=stop, draws=range(a, b)),
+            lambda engine, a, b: engine.generate(
+                prompts[a:b], max_new_tokens, sampling, stop=stop, images=images and images[a:b], draws=range(a, b)
+            ),
         )
 
     def _split(self, count: int, ask: Callable[[Engine, int, int], list[Any]]) -> list[Any]:

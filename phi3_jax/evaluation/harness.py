@@ -8,6 +8,8 @@ in lm-eval's own Hugging Face model, and is counted in `HarnessLM.cut`.
 from __future__ import annotations
 
 import collections
+import hashlib
+import itertools
 import json
 import re
 import secrets
@@ -15,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phi3_jax import checks
-from phi3_jax.data import chat
+from phi3_jax.data import chat, pictured
+from phi3_jax.data.images import Picture
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation.kept import Kept
 from phi3_jax.interop.templates import Template
@@ -31,6 +34,7 @@ try:
 except ImportError as missing:
     raise UserError("evaluation needs lm-eval; pip install -e '.[eval]'") from missing
 
+IMAGE = "<image>"  # where a picture stands in lm-eval's texts
 CHUNK = 16  # batches that go to the engine between two reports of progress
 MAX_NEW = 256  # tokens of a reply where a task does not say: lm-eval's default
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, by priority
@@ -53,7 +57,13 @@ class Engine(Protocol):
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]: ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, *, stop: Sequence[str]
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        *,
+        stop: Sequence[str],
+        images: Sequence[Sequence[Any]] | None,
     ) -> Sequence[Completion]: ...
 
 
@@ -102,6 +112,9 @@ class HarnessLM(TemplateLM):
         self._secret = secrets.token_hex(16)
         self._marker = re.compile(f"\ue000{self._secret}:(\\d+)\ue001")
         self._chats: list[tuple[list[dict[str, str]], bool]] = []
+        self._album = pictured.Album(self.config) if getattr(self.config, "vision", None) else None
+        if self._album:
+            self.MULTIMODAL = True  # lm-eval asks for it before it gives pictures
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -265,7 +278,7 @@ class HarnessLM(TemplateLM):
         out = [""] * len(requests)
         for members in groups.values():
             settings = generation_settings(requests[members[0]].args[1])
-            room, prompts = self._prompts([requests[i].args[0] for i in members], settings["max_new_tokens"])
+            room, prompts, pictures = self._prompts([requests[i] for i in members], settings["max_new_tokens"])
             self._sized(max(map(len, prompts)) + room, 1)
             order = sorted(range(len(members)), key=lambda k: (-len(prompts[k]), prompts[k]))
             for number, part in enumerate(self._parts(order, "replies")):
@@ -273,14 +286,28 @@ class HarnessLM(TemplateLM):
                 # A sampled reply depends on its row, so a part is taken whole or answered whole.
                 drawn = sampling.temperature > 0
                 names = [
-                    self.kept.name("reply", prompts[k], room, settings, [sampling.seed, row] if drawn else None)
+                    self.kept.name(
+                        "reply",
+                        prompts[k],
+                        room,
+                        settings,
+                        [sampling.seed, row] if drawn else None,
+                        *map(_digest, pictures[k]),
+                    )
                     for row, k in enumerate(part)
                 ]
                 texts = [self.kept.get(name) for name in names]
                 new = [row for row, text in enumerate(texts) if text is None]
                 new = list(range(len(part))) if new and drawn else new
                 asked = [prompts[part[row]] for row in new]
-                replies = self.engine.generate(asked, room, sampling, stop=settings["until"]) if asked else []
+                seen = [pictures[part[row]] for row in new]
+                replies = (
+                    self.engine.generate(
+                        asked, room, sampling, stop=settings["until"], images=seen if any(seen) else None
+                    )
+                    if asked
+                    else []
+                )
                 for row, completion in zip(new, replies, strict=True):
                     texts[row] = cut_at(completion.text, settings["until"])
                 self.kept.add({names[row]: texts[row] for row in new})
@@ -290,17 +317,51 @@ class HarnessLM(TemplateLM):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return out
 
-    def _prompts(self, texts: Sequence[str], new: int) -> tuple[int, list[Ids]]:
-        """(tokens of a reply, prompts cut from the left to leave room for it)."""
+    def _prompts(self, requests: Sequence[Instance], new: int) -> tuple[int, list[Ids], list[list[Picture]]]:
+        """(tokens of a reply, prompts cut from the left to leave room for it, and the pictures in them).
+
+        Raises:
+          UserError: a prompt with pictures that leaves no room, as pictures cannot be cut; see `_pictured`.
+        """
         if new > self.max_length // 2:
             new = max(1, self.max_length // 2)
-            self.cut[f"replies were limited to {new} tokens, half the context"] += len(texts)
-        most, prompts = self.max_length - new, []
-        for text in texts:
-            ids = self.tok_encode(text) or [self.prefix_token_id]
+            self.cut[f"replies were limited to {new} tokens, half the context"] += len(requests)
+        most, prompts, pictures = self.max_length - new, [], []
+        for request in requests:
+            shown = [one for one in (request.args[2].get("visual") or ()) if one] if len(request.args) > 2 else []
+            ids, some = self._pictured(request.args[0], shown) if shown else (self.tok_encode(request.args[0]), [])
+            if shown and len(ids) > most:
+                raise UserError(
+                    f"a prompt with {len(some)} pictures has {len(ids):,} tokens, and {most:,} fit beside the reply; "
+                    "set fewer max_gen_toks (--gen_kwargs)"
+                )
             self.cut["prompts were longer than the context and lost their beginning"] += len(ids) > most
-            prompts.append(ids[-most:])
-        return new, prompts
+            prompts.append((ids or [self.prefix_token_id])[-most:])
+            pictures.append(some)
+        return new, prompts, pictures
+
+    def _pictured(self, text: str, shown: Sequence[Any]) -> tuple[Ids, list[Picture]]:
+        """Ids of a text or conversation with `<image>` where the pictures stand, in their order: -k for picture k.
+
+        Raises:
+          UserError: a model without eyes, another number of pictures than of `<image>`, a reply that is begun.
+        """
+        if self._album is None:
+            raise UserError(f"{self.config.name} reads no pictures; take a phi-3-vision")
+        pictures = self._album.open(shown)
+        counts, numbers = self._album.counts(pictures), itertools.count(1)
+
+        def tagged(content: str) -> str:
+            return re.sub(IMAGE, lambda _: f"<|image_{next(numbers)}|>", content)
+
+        found = self._marker.search(text)
+        if found is None:
+            return pictured.text_ids(self.codec, tagged(text), counts), pictures
+        messages, header = self._chats[int(found[1])]
+        if found[0] != text or not header:
+            raise UserError("a reply that is begun cannot follow pictures; leave the task's gen_prefix out")
+        talk = [message | {"content": tagged(message["content"])} for message in messages]
+        return chat.chat_ids(self.codec, talk, self.engine.template.name, pictures=counts), pictures
 
     def _sampling(self, settings: Mapping[str, Any], number: int) -> Any:
         from phi3_jax.inference.engine import Sampling
@@ -340,6 +401,11 @@ def cut_at(text: str, until: Sequence[str]) -> str:
     for stop in until:
         text = text.split(stop, 1)[0]
     return text
+
+
+def _digest(picture: Picture) -> str:
+    """Of what is seen, by which an answer is known again."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.rgb().tobytes()).hexdigest()
 
 
 def begin_id(tokenizer: Any) -> int:

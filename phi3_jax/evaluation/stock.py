@@ -193,6 +193,9 @@ def _local(entry: Any, name: str, data_dir: Path) -> Row:
     asked = config.get("test_split") or config.get("validation_split")
     splits |= {config.get("validation_split") or asked: test, asked: test}
 
+    if config.get("doc_to_image"):
+        splits = {split: [_found(row, folder) for row in rows] for split, rows in splits.items()}
+
     def load(**_: Any) -> Any:
         import datasets
 
@@ -202,6 +205,23 @@ def _local(entry: Any, name: str, data_dir: Path) -> Row:
         return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in chosen.items() if rows})
 
     return config | {"task": name, "custom_dataset": load, "dataset_kwargs": None}
+
+
+def _found(row: Row, folder: Path) -> Row:
+    """A row whose columns `image..` name files of the folder, with their paths.
+
+    Raises:
+      UserError: a picture that is not there.
+    """
+    named = {
+        name: value for name, value in row.items() if name.startswith("image") and isinstance(value, str) and value
+    }
+    for name, value in named.items():
+        if not (folder / value).is_file():
+            raise UserError(
+                f"{folder}: {name} is {value!r}, which is not there; put the picture's file into the folder"
+            )
+    return row | {name: str(folder / value) for name, value in named.items()}
 
 
 def _files(split: str) -> tuple[str, str]:
