@@ -86,14 +86,15 @@ def ours(shape: str, dtype: str) -> tuple[Callable[[], float], Callable[[], floa
     ones = np.ones((windows, length))
     batch = ids | {"segments": ones, "domains": ones, "positions": np.broadcast_to(np.arange(length), ones.shape)}
     mesh = make_mesh(jax.devices()[:1])
-    jax.set_mesh(mesh)
-    batch = jax.device_put({k: v.astype(np.int32) for k, v in batch.items()}, rules.batch_sharding("dp", mesh))
-    state = step.init_state(run, mesh)
-    train_step, _ = step.compile_steps(run, step.Loss(("text",), False))
+    with jax.set_mesh(mesh):
+        batch = jax.device_put({k: v.astype(np.int32) for k, v in batch.items()}, rules.batch_sharding("dp", mesh))
+        state = step.init_state(run, mesh)
+        train_step, _ = step.compile_steps(run, step.Loss(("text",), False))
 
     def go() -> float:
         nonlocal state
-        state, metrics = train_step(state, batch, jnp.float32(1e-3))
+        with jax.set_mesh(mesh):
+            state, metrics = train_step(state, batch, jnp.float32(1e-3))
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
     def ceiling() -> float:

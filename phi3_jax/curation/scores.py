@@ -51,7 +51,7 @@ def content(path: str) -> str:
     from phi3_jax.interop.content import content as named
 
     if not path:
-        raise UserError("a score needs a model; name one by --config.rules.perplexity.model=RUN, or small and large")
+        raise UserError("a score needs a model; name one: perplexity=RUN, or learnability=SMALL+LARGE")
     return named(loading.open_weights(path))
 
 

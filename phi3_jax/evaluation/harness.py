@@ -63,7 +63,7 @@ class Engine(Protocol):
         sampling: Sampling,
         *,
         stop: Sequence[str],
-        images: Sequence[Sequence[Any]] | None,
+        images: Sequence[Sequence[Any]] = ...,
     ) -> Sequence[Completion]: ...
 
 
@@ -301,13 +301,8 @@ class HarnessLM(TemplateLM):
                 new = list(range(len(part))) if new and drawn else new
                 asked = [prompts[part[row]] for row in new]
                 seen = [pictures[part[row]] for row in new]
-                replies = (
-                    self.engine.generate(
-                        asked, room, sampling, stop=settings["until"], images=seen if any(seen) else None
-                    )
-                    if asked
-                    else []
-                )
+                more = {"images": seen} if any(seen) else {}
+                replies = self.engine.generate(asked, room, sampling, stop=settings["until"], **more) if asked else []
                 for row, completion in zip(new, replies, strict=True):
                     texts[row] = cut_at(completion.text, settings["until"])
                 self.kept.add({names[row]: texts[row] for row in new})

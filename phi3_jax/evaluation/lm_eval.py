@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phi3_jax import __version__, checks
+from phi3_jax import __version__
 from phi3_jax.entry import run
 from phi3_jax.errors import UserError, nearest
 
@@ -111,6 +111,7 @@ def _config(words: Sequence[str]) -> Any:
 
 
 def _model(config: Any) -> Any:
+    from phi3_jax import checks
     from phi3_jax.evaluation import batches, harness
     from phi3_jax.evaluation.command import locate
     from phi3_jax.evaluation.copies import engine_of

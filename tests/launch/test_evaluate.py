@@ -152,7 +152,7 @@ def test_a_judge_gives_rows_with_its_name_and_one_that_is_down_loses_nothing(run
     server = test_mt_bench.Server([test_mt_bench.says("Rating: [[4]]"), test_mt_bench.says("[[6]]")])
     words = ["--model", run, "--data_dir", data, "--tasks", "mt_bench", "--limit", 1, "--judge_model", "judge-1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command.judge.time, "sleep", lambda _: None)
+        patch.setattr("phi3_jax.inference.endpoint.time.sleep", lambda _: None)
         assert evaluate(*words, "--judge", "http://127.0.0.1:9/v1") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the judge judge-1 at http://127.0.0.1:9/v1") and len(error.splitlines()) == 1
