@@ -247,7 +247,7 @@ def by_size(folder: Path, gaps: Mapping[Any, float], sizes: Mapping[str, int], o
             ax.set_xticks(list(sizes.values()), [f"{size}\n{n / 1000:,.0f}k" for size, n in sizes.items()])
             ax.set_xlabel("size, parameters without embeddings")
             ax.set_title("trained in the long window" if trained else "not trained", loc="left")
-        ours[0].set_ylabel("loss that the longer window adds, nats per token")
+        ours[0].set_ylabel("added loss, nats per token")
         for member, style in zip(RULER, ("o-", "s--"), strict=True):
             published_.plot(RULER_AT, RULER[member], style, color="#333333", label=f"phi-3-{member}-128k")
         published_.set_xscale("log")

@@ -183,10 +183,9 @@ def decide(gaps: Mapping[Gap, float]) -> list[str]:
             if e.n >= LEAST_SEEDS:
                 word = "worse" if e.low > 0 else "better" if e.high < 0 else word
             state = "trained" if trained else "as searched" if form == "searched" else "untrained"
-            interval = f" [{e.low:+.3f}, {e.high:+.3f}]" if e.n > 1 else ", one seed"
+            shown = f" [{e.low:+.3f}, {e.high:+.3f}], {e.n} seeds" if e.n > 1 else ", one seed"
             said.append(
-                f"{form}, {state}: the gap of {LARGER} less that of {SMALLER} is {e.value:+.3f} nats{interval}, "
-                f"{e.n} seed{'s' * (e.n != 1)}: {word}"
+                f"{form}, {state}: the gap of {LARGER} less that of {SMALLER} is {e.value:+.3f} nats{shown}: {word}"
             )
     return said
 
@@ -217,4 +216,4 @@ def figures(study: Path) -> list[Drawn]:
     described = files.read_state(study / "study.json")
     gaps = read(study, _planned(study))
     sizes = {run["model"]["member"]: model_from_dict(run["model"]).matrix_params for run in described["runs"]}
-    return page.by_size(study / "figures", gaps, sizes, described["title"])
+    return page.by_size(study / "figures", gaps, sizes, f"{described['title']}, NOT the released models")
