@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax import statistics
-from phi3_jax.errors import UserError
 from phi3_jax.experiment import arms_of
-from phi3_jax.records.files import read_json
 from phi3_jax.scaling import causal
 from phi3_jax.scaling.causal import Row
 from phi3_jax.statistics import Estimate
@@ -197,13 +195,5 @@ def _interval(e: Estimate) -> str:
 
 
 def lines_of(folder: Path) -> list[str]:
-    """What the rule says of a study's folder, or of one that a repository keeps: its runs.csv and study.json.
-
-    Raises:
-      UserError: a file is missing, no run has finished, or the study has no such rule.
-    """
-    rows, about = causal.read(folder / "runs.csv"), read_json(folder / "study.json")
-    config = about["design"]["config"]
-    if not config.get("abstention"):
-        raise UserError(f"{folder}/study.json has no such rule; give a folder of experiments/abstention.py")
-    return list(lines(rows, config))
+    """What the rule says of a study's folder; see `causal.with_rule`."""
+    return list(lines(*causal.with_rule(folder, "abstention", "experiments/abstention.py")))

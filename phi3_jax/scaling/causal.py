@@ -63,6 +63,22 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
+def with_rule(folder: Path, rule: str, experiment: str) -> tuple[list[Row], dict[str, Any]]:
+    """Finished runs and config of a study's folder, or of one that a repository keeps: its runs.csv and study.json.
+
+    Args:
+      rule: the key of the config that holds the study's rule.
+      experiment: whose study has such a rule.
+
+    Raises:
+      UserError: a file is missing, no run has finished, or the study has no such rule.
+    """
+    rows, config = read(folder / "runs.csv"), read_json(folder / "study.json")["design"]["config"]
+    if not config.get(rule):
+        raise UserError(f"{folder}/study.json has no such rule; give a folder of {experiment}")
+    return rows, config
+
+
 # ------------------------------------------------------------------------------------------------ scores of an arm
 
 
