@@ -52,6 +52,12 @@ WORDS = {
     "scale": ("full", *SCALES),
 } | {f"phase{n}": str for n in (1, 2)}
 CODE, SPEECH = ("code", "technical-docs"), ("dialogue", "drama", "reading-qa", "instruction")
+# Words that add a step before personal data are replaced, and the parameter that they give it.
+STEPS = {
+    "benchmarks": ("decontaminate", "benchmarks"),
+    "quality": ("quality", "labels"),
+    "perplexity": ("perplexity", "model"),
+}
 LISTS = ("factual", "reasoning")  # fields and values, steps of a calculation: few words of a language, few sentences
 
 
@@ -67,15 +73,10 @@ def get_config(argument: str = "") -> ConfigDict:
     if "rule" in words:
         order.insert(order.index("exact"), "own")
         rules = rules | {"own": {"rule": words["rule"]}}
-    if "benchmarks" in words:
-        order.insert(order.index("personal"), "decontaminate")
-        rules = rules | {"decontaminate": {"benchmarks": words["benchmarks"]}}
-    if "quality" in words:
-        order.insert(order.index("personal"), "quality")
-        rules = rules | {"quality": {"labels": words["quality"]}}
-    if "perplexity" in words:
-        order.insert(order.index("personal"), "perplexity")
-        rules = rules | {"perplexity": {"model": words["perplexity"]}}
+    for word, (step, parameter) in STEPS.items():
+        if word in words:
+            order.insert(order.index("personal"), step)
+            rules = rules | {step: {parameter: words[word]}}
     if "learnability" in words:
         small, plus, large = words["learnability"].partition("+")
         if not plus or not large:
