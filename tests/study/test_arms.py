@@ -176,7 +176,7 @@ def test_weighting_is_a_runs_own_and_leaves_runs_by_domain_as_they_were() -> Non
 CALIBRATION = FILE.replace("data_optimal", "calibration")
 
 
-@pytest.mark.parametrize(("block", "count"), [("A", 60), ("pilot", 32), ("B", 294), ("C", 192), ("D", 12)])
+@pytest.mark.parametrize(("block", "count"), [("A", 60), ("pilot", 32), ("B", 388), ("C", 216), ("D", 12)])
 def test_the_blocks_of_the_study_have_the_runs_that_were_announced(block: str, count: int) -> None:
     made = experiment.load_config(f"{CALIBRATION}:{block}")
     asked = asked_runs(made, made.scale)
