@@ -169,7 +169,7 @@ def compile_step(setup: Setup) -> Compiled:
         batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
         if setup.tiles:
             batch |= pictures.shapes(run, mesh, setup.tiles)
-        lowered = step.compile_steps(run, step.Loss(("text",), False))[0].lower(
+        lowered = step.compile_steps(run, step.Loss(("text",), False), "tpu")[0].lower(
             state, batch, jax.ShapeDtypeStruct((), jnp.float32)
         )
         start = time.perf_counter()
