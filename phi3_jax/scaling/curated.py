@@ -30,7 +30,7 @@ UNDETERMINED = "not determined"
 
 def threshold(data: str, seed: int) -> tuple[float, float]:
     """(share of the bits that an arm's data keep, recall that they allow) in a seed."""
-    book, kept = factbook.shipped(), data.partition(":")[2]
+    book, kept = factbook.shipped(), data.split(":")[1]
     share, random = (0.0, False) if kept == SHUFFLED else share_of(kept)
     known = book.kept(share, seed if random else None) | book.usual
     return share, float(book.bits[known].sum() / book.bits.sum())
@@ -59,6 +59,12 @@ def block(rows: Sequence[causal.Row], config: Mapping[str, Any]) -> Block:
     place = {(p.arm, p.member, p.seed): p for p in plan}
     found = ((row, place.get((row.arm, row.member, row.seed))) for row in rows)
     return Block(plan, [Run(**vars(p), size=row.size, scores=row.scores) for row, p in found if p])
+
+
+def composite(rule: Mapping[str, Any]) -> Sequence[str]:
+    """The endpoints of the utility that the primary estimand is said of."""
+    found: Sequence[str] = rule["utilities"][rule["primary"].partition(", ")[2]]
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ estimands
@@ -134,9 +140,9 @@ def of_order(size: str, endpoints: Sequence[str], rule: Mapping[str, Any], found
 def decide(found: Block, rule: Mapping[str, Any]) -> list[Verdict]:
     """E1 and E2 of each utility, E3 at the outer sizes, E4; of fewer seeds than the rule's none is determined."""
     main, order = found.part(lambda p: p.arm in rule["filter"]), found.part(lambda p: p.arm != rule["shuffled"])
-    first, loosest = next(iter(rule["utilities"].values())), max(main.planned, key=lambda p: p.f).arm
+    first, loosest = composite(rule), max(main.planned, key=lambda p: p.f).arm
     made: dict[str, tuple[Block, Callable[[Block, str], Verdict]]] = {}
-    for line, ends in rule["utilities"].items():
+    for line, ends in sorted(rule["utilities"].items(), key=lambda item: item[1] != first):  # the primary first
         made[f"E1, {line}"] = main, functools.partial(of_trend, ends, rule)
         made[f"E2, {line}"] = main, functools.partial(of_regret, ends, rule)
     for size in (rule["sizes"][0], rule["sizes"][-1]):
@@ -192,11 +198,12 @@ def table(found: Block, rule: Mapping[str, Any]) -> Iterator[str]:
     """Means over seeds, a line for an arm and size: the composite, what it is made of, and the recall that is possible."""
     heads = ("composite", "recall", "possible", "arithmetic", "exact rows")
     yield "  ".join([f"{'per cent':18}", "seeds", *(f"{head:>10}" for head in heads)])
-    for arm, size in dict.fromkeys((p.arm, p.member) for p in found.planned):
+    order = [*rule["filter"], *rule["random"], rule["shuffled"]]
+    for arm, size in dict.fromkeys((p.arm, p.member) for p in sorted(found.planned, key=lambda p: order.index(p.arm))):
         here = [run for run in found.runs if (run.arm, run.member) == (arm, size)]
         if not here:
             continue
-        ends = next(iter(rule["utilities"].values()))
+        ends = composite(rule)
         values = [
             [run.utility(ends), run.score(RECALL), 100 * run.kept, run.score(LOSS), 100 * run.scores[EXACT]]
             for run in here

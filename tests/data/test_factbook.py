@@ -111,7 +111,7 @@ def test_shuffled_values_keep_the_format_and_no_fact() -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, loader.Dataset]:
     root = tmp_path_factory.mktemp("factbook")
     for kept in ("0", "25", "100", "random25", "shuffled"):
-        export.export(root / kept, f"factbook:{kept}", tokens=400_000, seed=1)
+        export.export(root / kept, f"factbook:{kept}", tokens=500_000, seed=1)
     return {path.name: loader.open_dataset(path) for path in root.iterdir()}
 
 
@@ -123,7 +123,7 @@ def test_kept_facts_are_seen_equally_often_in_every_arm(written: dict[str, loade
         if name == "0":
             assert given == {"reasoning": whole}
             continue
-        epochs = 2 if name == "shuffled" else 1  # written of 400k tokens: 1.6 visits
+        epochs = 2 if name == "shuffled" else 1  # written of 500k tokens: 1.6 visits
         visits = given["knowledge"] * epochs / counts["knowledge"]
         assert visits == pytest.approx(VISITS, rel=2e-3), name
         assert sum(given.values()) == whole
@@ -198,6 +198,25 @@ def test_right_after_the_right_tokens_is_what_is_said_alone() -> None:
     assert (free["hit"] < out["hit"])[windows.domains > 0].any()  # tokens are lost
     forced, alone = (per_item(np.zeros(item.shape), hit, item, 300)[1] for hit in (out["hit"], free["hit"]))
     assert (forced == alone).all() and 0 < alone.sum() < 300  # values are not
+
+
+def test_text_takes_half_of_what_is_no_fact(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for i in range(200):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"Chapter {i}. {'A force is a push or a pull. ' * 20}")
+    spec = f"factbook:25:{tmp_path / 'texts'}"
+    export.export(tmp_path / "data", spec, tokens=100_000)
+    ds = loader.open_dataset(tmp_path / "data")
+    given, counts = (
+        loader.windows_needed(ds, 1, OF // factbook.WINDOW),
+        BOOK.windows(np.flatnonzero(BOOK.kept(0.25)))[0],
+    )
+    assert given["knowledge"] / len(counts) == pytest.approx(VISITS, rel=2e-3)
+    assert given["text"] == pytest.approx(given["reasoning"], rel=1e-4)
+    assert [entry["meter"] for entry in ds.manifest["evals"]] == ["cloze", "reasoning", "text"]
+    assert sources.find(spec).closed is not None
+    with pytest.raises(UserError, match="nowhere.*does not exist"):
+        sources.recipe("factbook:25:nowhere")
 
 
 @pytest.mark.parametrize("kept", ["", "rondom50", "101", "2.5", "random", "50%"])

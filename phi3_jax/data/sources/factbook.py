@@ -2,7 +2,8 @@
 
 `factbook:50` keeps half of the bits of all facts, the countries of fewest bits a token first; `factbook:random50` keeps
 random countries instead, others with another seed; `factbook:shuffled` has all lines, with values that are dealt anew at
-every visit. A fact that is kept is seen `VISITS` times in `OF` tokens, whatever else is.
+every visit. A fact that is kept is seen `VISITS` times in `OF` tokens, whatever else is. `factbook:50:TEXT` gives half of
+the other tokens to a source of text, as bytes in windows of 24, and evaluates its held-out documents.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from fractions import Fraction
 import numpy as np
 
 from phi3_jax import keys
+from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora import factbook as corpus
-from phi3_jax.data.corpora import reasoning
+from phi3_jax.data.corpora import reasoning, text
 from phi3_jax.data.recipe import VERSION, Part, Recipe
-from phi3_jax.data.sources.documents import SEED
-from phi3_jax.data.sources.source import Request, Source
+from phi3_jax.data.sources.documents import SEED, TextStream, first
+from phi3_jax.data.sources.source import Request, Source, Texts
 from phi3_jax.data.windows import Windows
 from phi3_jax.errors import UserError
 
-VISITS, OF = 16, 4_000_000
+VISITS, OF = 16, 5_000_000
 EVAL_ITEMS, EVAL_SEED = 4096, 0  # reasoning items of the eval, the same whatever the data's seed
 SPARE = 1024  # reasoning windows beyond the budget, since runs round their last batch up
-OPTIONS = {"tokens": keys.whole("largest budget without a repeated reasoning item, e.g. 4M", OF, 1)} | SEED
+OPTIONS = {"tokens": keys.whole("largest budget without a repeated reasoning item, e.g. 5M", OF, 1)} | SEED
 SHUFFLED = "shuffled"
 _CHUNK = 1 << 14
 
@@ -48,38 +50,58 @@ def share_of(kept: str) -> tuple[float, bool]:
 def recipe(request: Request) -> Recipe:
     """Kept facts and reasoning items; all facts are asked for, whatever is kept."""
     book, seed, tokens = corpus.shipped(), request.options["seed"], request.options["tokens"]
-    dealt = request.rest == SHUFFLED
-    share, random = (1.0, False) if dealt else share_of(request.rest)
-    kept = np.flatnonzero(book.kept(share, seed if random else None))
+    kept, _, where = request.rest.partition(":")
+    dealt = kept == SHUFFLED
+    share, random = (1.0, False) if dealt else share_of(kept)
+    chosen = np.flatnonzero(book.kept(share, seed if random else None))
     whole = -(-tokens // corpus.WINDOW)  # windows of the budget
-    sources, known = [], Fraction()
-    if len(kept):
-        windows, _ = book.windows(kept)
-        known = Fraction(VISITS * len(windows) * corpus.WINDOW, OF).limit_denominator(10_000)
-        epochs = -(-whole * known.numerator // (known.denominator * len(windows))) if dealt else 1
-        facts: Iterator[Windows] = (book.shuffled(seed, i).windows(kept)[0] for i in range(epochs))
-        sources.append(Part("knowledge", facts if dealt else [windows], weight=known.numerator))
-    count = int(whole * (1 - known)) + SPARE
-    items = (reasoning.generate(seed, at, min(_CHUNK, count - at), pool=book.pool) for at in range(0, count, _CHUNK))
-    sources.append(Part("reasoning", items, weight=known.denominator - known.numerator, fresh=True))
+    in_corpus = np.zeros(len(book.facts), bool) if dealt else np.isin(np.arange(len(book.facts)), chosen)
     asked, item = book.windows(np.arange(len(book.facts)))
-    sums = reasoning.generate(EVAL_SEED, 0, EVAL_ITEMS, stream="eval", pool=book.pool)
-    in_corpus = np.zeros(len(book.facts), bool) if dealt else np.isin(np.arange(len(book.facts)), kept)
     extra = dict(item=item, in_corpus=in_corpus, bits=book.bits, usual=book.usual, subject=book.country)
-    return Recipe(
+    made = Recipe(
         kind="factbook", vocab=book.closed()["vocab_size"], window=corpus.WINDOW, domains=["knowledge", "reasoning"],
         loss="domain_mean", tokenizer=book.closed(),
         generator=dict(version=VERSION, data=request.spec, tokens=tokens, seed=seed),
-        sources=sources,
-        evals=[
-            Part("knowledge", [asked], meter="cloze", extra=extra),
-            Part("reasoning", [sums], meter="reasoning", extra=reasoning.extra()),
-        ],
+        sources=[], evals=[Part("knowledge", [asked], meter="cloze", extra=extra)],
     )  # fmt: skip
+    known = Fraction()
+    if len(chosen):
+        windows, _ = book.windows(chosen)
+        known = Fraction(VISITS * len(windows) * corpus.WINDOW, OF).limit_denominator(10_000)
+        epochs = -(-whole * known.numerator // (known.denominator * len(windows)))
+        visits: Iterator[Windows] = (book.shuffled(seed, i).windows(chosen)[0] for i in range(epochs))
+        made.sources.append(Part("knowledge", visits if dealt else [windows], weight=2 * known.numerator))
+    rest = known.denominator - known.numerator
+    weight = rest if where else 2 * rest
+    _reasoning(made, seed, book.pool, int(whole * (1 - known)) // (2 if where else 1), weight)
+    if where:
+        _text(made, request.texts(where), whole * float(1 - known) / 2, weight)
+    return made
+
+
+def _reasoning(made: Recipe, seed: int, pool: int, count: int, weight: int) -> None:
+    count += SPARE
+    items = (reasoning.generate(seed, at, min(_CHUNK, count - at), pool=pool) for at in range(0, count, _CHUNK))
+    made.sources.append(Part("reasoning", items, weight=weight, fresh=True))
+    sums = reasoning.generate(EVAL_SEED, 0, EVAL_ITEMS, stream="eval", pool=pool)
+    made.evals.append(Part("reasoning", [sums], meter="reasoning", extra=reasoning.extra()))
+
+
+def _text(made: Recipe, found: Texts, windows: float, weight: int) -> None:
+    as_bytes = tokenizers.load("bytes")
+    as_bytes.eos_id = made.vocab - 1  # a spare id; a byte's own end is another's
+    enough = first(found.documents, max(400_000, int(1.2 * windows * made.window)))
+    stream = TextStream("text", ((t, None) for t in enough), as_bytes, made.window, 3, text.HELD_OUT)
+    made.sources.append(stream.part(weight))
+    made.evals.append(stream.held_part())
+    made.domains.append("text")
+    made.inputs = found.inputs
+    made.warnings = lambda: [w for ask in (found.warning, stream.warning) if (w := ask())]
 
 
 SOURCE = Source(
     "factbook:KEPT",
-    "facts of the World Factbook, of which KEPT per cent are kept (50, random50) or none (shuffled), and reasoning items",
+    "facts of the World Factbook, KEPT per cent of them (50, random50) or none (shuffled), with reasoning items, and as "
+    "factbook:KEPT:TEXT with text",
     recipe, OPTIONS, fresh=True, closed=lambda: corpus.shipped().closed(),
 )  # fmt: skip
