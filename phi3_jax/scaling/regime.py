@@ -425,15 +425,27 @@ def holm(verdicts: Sequence[Verdict], planned: int = len(FAMILY), level: float =
 
 
 def of_rates(block: Block, endpoints: Sequence[str]) -> str:
-    """What E1 and E2 must say of the learning rate: that the better filter of a size hangs on it, or that none ran."""
-    if len(block.runs) < len(block.planned) or not block.planned:
+    """What E1 and E2 must say of the learning rate: that the better filter of a size hangs on it, and what did not run.
+
+    Compared are the rates at which a size has every filter."""
+    ran = {(run.arm, run.member, run.seed): run for run in block.runs}
+    places: dict[tuple[str, str], list[Run | None]] = {}
+    for one in block.planned:
+        found = ran.get((one.arm, one.member, one.seed))
+        places.setdefault((one.member, one.arm.partition("_")[2]), []).append(found)
+    better: dict[str, list[float]] = {}
+    for (member, _), filters in places.items():
+        runs = [run for run in filters if run is not None]
+        if len(runs) == len(filters):
+            better.setdefault(member, []).append(max(runs, key=lambda run: run.utility(endpoints)).f)
+    if all(len(found) < 2 for found in better.values()):
         return " At this learning rate; whether others agree has not run."
-    better: dict[tuple[str, str], Run] = {}
-    for run in block.runs:
-        place = run.member, run.arm.partition("_")[2]
-        better[place] = max(better.get(place, run), run, key=lambda r: r.utility(endpoints))
-    differ = [m for m in sorted({m for m, _ in better}) if len({r.f for (n, _), r in better.items() if n == m}) > 1]
-    return f" At this learning rate: the better filter of {', '.join(differ)} differs between rates." if differ else ""
+    missing = [one.name for one in block.planned if (one.arm, one.member, one.seed) not in ran]
+    left = f" Of other learning rates {', '.join(missing)} did not run to the end." if missing else ""
+    differ = sorted(member for member, found in better.items() if len(set(found)) > 1)
+    if differ:
+        left += f" At this learning rate: the better filter of {', '.join(differ)} differs between rates."
+    return left
 
 
 def decide(blocks: Mapping[str, Block], rule: Mapping[str, Any]) -> list[Verdict]:
