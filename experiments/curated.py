@@ -13,8 +13,8 @@ Words after the colon, separated by commas:
     data=textbooks/            text that takes half of the tokens that are no facts, as bytes in windows of 24, as any
                                data= of scaling.py; its held-out loss stands beside, and the rule is the same
 
-Cost on 2 idle cores, from seconds a token that these sizes took in calibration.py: quick some 13 minutes, standard (84
-runs) some 3 hours. The same command continues a stopped one. No run of the design has run.
+Cost on 2 idle cores, reckoned at 14, 24, 46 and 86 core seconds a million tokens by size: quick some 13 minutes, standard
+(84 runs) some 3 hours. The same command continues a stopped one. No run of the design has run.
 
 The report filters its web pages for "the correct level of knowledge", so that a small model's capacity goes to reasoning.
 The curation of this repository has such a filter (`phi3_jax.curation.knowledge`), whose threshold grows with the size; what
