@@ -54,7 +54,7 @@ def fields(
 
 
 def shapes(run: RunConfig, mesh: jax.sharding.Mesh, tiles: float) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes, dtypes and shardings of `fields`, of a batch whose windows have so many tiles each; for compiling ahead of
+    """The shapes, dtypes and shardings of `fields`, of a batch whose windows have so many tiles each; to compile ahead of
     time. Every unit is as full as the mean one, rounded up to a bucket."""
     sharding = rules.batch_sharding(run.strategy, mesh)
     by_row = NamedSharding(mesh, P(sharding.spec[0]))
