@@ -55,7 +55,8 @@ def floor() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One run of a plan: f is the share of the universe that its corpus keeps, `kept` what that is by frequency."""
+    """One run of a plan: f is the share of the universe that its corpus keeps, `kept` the recall that this allows, `chance`
+    that of who knows no fact."""
 
     name: str
     arm: str
@@ -64,6 +65,7 @@ class Planned:
     tokens: int
     f: float
     kept: float
+    chance: float = dataclasses.field(default=CHANCE, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Run(Planned):
         """Share of the way from the endpoint's floor to the best score that the run's filter allows."""
         if endpoint == LOSS:
             return self.score(LOSS) / 100
-        return (self.scores[endpoint] - CHANCE) / (self.kept - CHANCE)
+        room = self.kept - self.chance
+        return (self.scores[endpoint] - self.chance) / room if room > 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +342,7 @@ def of_slope(runs: Sequence[Run], endpoints: Sequence[str], rule: Mapping[str, A
     shown = ", ".join(f"{2**star:.3g}" for star in stars)
     return Verdict(
         name, word, e,
-        f"Slope {_shown(e)} octaves an octave, best filters {shown} from the smallest size to the largest, {at_edge} at an "
+        f"Slope {stated(e)} octaves an octave, best filters {shown} from the smallest size to the largest, {at_edge} at an "
         "end of the grid.",
     )  # fmt: skip
 
@@ -356,7 +359,7 @@ def of_regret(
     word = "does not" if word != "rises" and e.high < margin and not found.at_edge else word
     what = "Both choose one filter; the best other gains the largest size" if found.same else "The largest size loses"
     edge = ", a best filter at an end of the grid" if found.at_edge else ""
-    return Verdict(name, word, e, f"{what} {_shown(e)} points{edge}.")
+    return Verdict(name, word, e, f"{what} {stated(e)} points{edge}.")
 
 
 def of_horizons(
@@ -369,7 +372,7 @@ def of_horizons(
     shown = []
     for tokens in shorter:
         try:
-            shown.append(f"{_shown(regret(at(tokens), endpoints).estimate)} at {tokens:,} tokens")
+            shown.append(f"{stated(regret(at(tokens), endpoints).estimate)} at {tokens:,} tokens")
         except UserError:
             shown.append(f"unknown at {tokens:,} tokens")
     return dataclasses.replace(found, sentence=f"{found.sentence} Shorter horizons: {', '.join(shown)}.")
@@ -469,11 +472,11 @@ def _of_line(blocks: Mapping[str, Block], line: str, rule: Mapping[str, Any]) ->
     margin, rate = rule["after_pilot"][f"margin of {line}"], of_rates(blocks["D"], endpoints)
     e1, e2, e3 = (f"{estimand}, {line}" for estimand in FAMILY)
     found = [
-        _tried(e1, main, lambda: of_slope(main.complete, endpoints, rule, e1)),
-        _tried(e2, main, lambda: of_regret(main.complete, endpoints, margin, rule, e2)),
+        tried(e1, main, lambda: of_slope(main.complete, endpoints, rule, e1)),
+        tried(e2, main, lambda: of_regret(main.complete, endpoints, margin, rule, e2)),
     ]
     found = [dataclasses.replace(v, sentence=v.sentence + rate) for v in found]
-    return holm([*found, _tried(e3, longer, lambda: of_horizons(longer, endpoints, margin, rule, e3))])
+    return holm([*found, tried(e3, longer, lambda: of_horizons(longer, endpoints, margin, rule, e3))])
 
 
 def _of_arithmetic(block: Block, rule: Mapping[str, Any]) -> list[Verdict]:
@@ -487,10 +490,10 @@ def _of_arithmetic(block: Block, rule: Mapping[str, Any]) -> list[Verdict]:
         return of_reasoning([run for run in block.runs if run.seed in seeds], first, loose, rule, name)
 
     two = "E4", "E4, reasoning tokens held"
-    return [_tried(two[0], main, lambda: verdict(tight, two[0])), _tried(two[1], main, lambda: verdict(held, two[1]))]
+    return [tried(two[0], main, lambda: verdict(tight, two[0])), tried(two[1], main, lambda: verdict(held, two[1]))]
 
 
-def _tried(name: str, block: Block, verdict: Callable[[], Verdict]) -> Verdict:
+def tried(name: str, block: Block, verdict: Callable[[], Verdict]) -> Verdict:
     """A verdict, or why there is none; one of a block whose runs are not all there says so."""
     try:
         found = verdict()
@@ -514,5 +517,5 @@ def _of_pilot(pilot: Block, rule: Mapping[str, Any]) -> str:
     return "".join(said)
 
 
-def _shown(e: Estimate, digits: int = 2) -> str:
+def stated(e: Estimate, digits: int = 2) -> str:
     return f"{e.value:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}] ({e.n} seeds)"
