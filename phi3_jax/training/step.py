@@ -25,8 +25,8 @@ from phi3_jax.training.objectives import Head, Loss
 from phi3_jax.training.optimizers import optimizer
 
 Batch = dict[str, jax.Array]
-# XLA's options by platform. On TPUs gathers and sums of slices run beside other work, which they do not by themselves on v5p
-# and v6e (analysis/results/aot_matrix.md).
+# XLA's options by platform. On TPUs gathers and sums of slices run beside other work, which on v5p and v6e they do not by
+# themselves (analysis/results/aot_matrix.md).
 COMPILER: dict[str, dict[str, bool | str]] = {
     "tpu": {
         "xla_enable_async_all_gather": True,
