@@ -25,8 +25,8 @@ from phi3_jax.training.objectives import Head, Loss
 from phi3_jax.training.optimizers import optimizer
 
 Batch = dict[str, jax.Array]
-# XLA's options by platform. On TPUs gathers and sums of slices run beside other work, which on v5p and v6e they do not by
-# themselves (analysis/results/aot_matrix.md).
+# XLA's options by platform. On TPUs collectives run beside other work, which on v5p and v6e they do not by themselves, and
+# v5p's torus gathers weights, where it would add up what is mostly zeros (analysis/results/aot_matrix.md).
 COMPILER: dict[str, dict[str, bool | str]] = {
     "tpu": {
         "xla_enable_async_all_gather": True,
@@ -34,6 +34,9 @@ COMPILER: dict[str, dict[str, bool | str]] = {
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
+        "xla_tpu_prefer_async_allgather_to_allreduce": True,
+        "xla_enable_all_gather_3d_emitter": True,
+        "xla_tpu_enable_net_router_in_all_gather": False,
     }
 }
 WARM_STEPS = 50  # applied steps before the spike test has a mean to compare with
