@@ -63,9 +63,9 @@ class Copies:
         for engine in self._engines:
             engine.batch = rows
 
-    def score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Score]:
+    def score(self, pairs: Sequence[tuple[Ids, Ids]], shared: int = 0) -> list[Score]:
         """See `Engine.score`."""
-        return self._split(len(pairs), lambda engine, a, b: engine.score(pairs[a:b]))
+        return self._split(len(pairs), lambda engine, a, b: engine.score(pairs[a:b], shared))
 
     def generate(
         self,

@@ -20,6 +20,7 @@ from phi3_jax import checks
 from phi3_jax.data import chat, pictured
 from phi3_jax.data.images import Picture
 from phi3_jax.errors import UserError
+from phi3_jax.evaluation import beginnings
 from phi3_jax.evaluation.kept import Kept
 from phi3_jax.interop.templates import Template
 
@@ -54,7 +55,7 @@ class Engine(Protocol):
     @property
     def template(self) -> Template: ...
 
-    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]: ...
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int = ...) -> list[Any]: ...
 
     def generate(
         self,
@@ -218,21 +219,28 @@ class HarnessLM(TemplateLM):
         return whole[:split], whole[split:]
 
     def _score(self, pairs: Sequence[tuple[Ids, Ids]], what: str) -> list[tuple[float, bool]]:
-        # Longest first, so that the first batch is the largest; requests of one context side by side.
-        order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
         if pairs:
             self._sized(max(len(a) + len(b) for a, b in pairs), max(len(b) for _, b in pairs))
         out: list[Any] = [(0.0, True)] * len(pairs)  # an empty continuation is certain
-        for part in self._parts([i for i in order if pairs[i][1]], what):
-            names = {i: self.kept.name("score", *pairs[i]) for i in part}
-            old = {i: self.kept.get(names[i]) for i in part}
-            new = [i for i in part if old[i] is None]
-            scores = self.engine.score([pairs[i] for i in new]) if new else []
-            found = {i: [float(score.logprob), bool(score.greedy)] for i, score in zip(new, scores, strict=True)}
-            self.kept.add({names[i]: answer for i, answer in found.items()})
-            for i in part:
-                value, greedy = found[i] if i in found else old[i]
-                out[i] = (value, greedy)
+        asked = [i for i, (_, continuation) in enumerate(pairs) if continuation]
+        done = 0
+        for tokens, members in beginnings.shared([pairs[i] for i in asked], self.config):
+            # Longest first, so that the first batch is the largest; requests of one context side by side.
+            order = sorted(
+                (asked[k] for k in members), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1]))
+            )
+            once = {"shared": tokens} if tokens else {}
+            for part in self._parts(order, what, done, len(asked)):
+                names = {i: self.kept.name("score", *pairs[i]) for i in part}
+                old = {i: self.kept.get(names[i]) for i in part}
+                new = [i for i in part if old[i] is None]
+                scores = self.engine.score([pairs[i] for i in new], **once) if new else []
+                found = {i: [float(score.logprob), bool(score.greedy)] for i, score in zip(new, scores, strict=True)}
+                self.kept.add({names[i]: answer for i, answer in found.items()})
+                for i in part:
+                    value, greedy = found[i] if i in found else old[i]
+                    out[i] = (value, greedy)
+            done += len(order)
         return out
 
     def _sized(self, length: int, count: int) -> None:
@@ -241,12 +249,13 @@ class HarnessLM(TemplateLM):
             self.engine.batch = self._fit_rows(length, count)
             self._chunk = CHUNK * self.engine.batch
 
-    def _parts(self, order: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+    def _parts(self, order: Sequence[int], what: str, before: int = 0, total: int = 0) -> Iterator[Sequence[int]]:
+        """Parts of the work, reported as done after so many `before` of a total (default: they are all)."""
         for start in range(0, len(order), self._chunk):
             part = order[start : start + self._chunk]
             yield part
             if self.progress is not None:
-                self.progress(start + len(part), len(order), what)
+                self.progress(before + start + len(part), total or len(order), what)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-probability in nats of whole texts: each token once, windows of the whole context, none shared by texts."""

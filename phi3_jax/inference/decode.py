@@ -79,7 +79,7 @@ def prefill(
 
     if cfg.longrope and isinstance(long, str) and long == "auto":
         long = lengths > cfg.longrope.original_context
-    hidden = _hidden(params, tokens, positions, cfg, long, of_layer, dtype, layout, pictures)
+    hidden = hidden_of(params, tokens, positions, cfg, long, of_layer, dtype, layout, pictures)
     if not every:
         last = P(join(layout.batch), None, None)
         pick = lambda h, n: jnp.take_along_axis(h, (n - 1)[:, None, None], axis=1)  # noqa: E731
@@ -124,11 +124,11 @@ def step(
 
     if cache.long is not None and isinstance(long, str) and long == "auto":
         long = cache.long
-    hidden = _hidden(params, token[:, None], position[:, None], cfg, long, of_layer, dtype, layout)
+    hidden = hidden_of(params, token[:, None], position[:, None], cfg, long, of_layer, dtype, layout)
     return _logits(hidden[:, 0], params, cfg, layout), KVCache(keys, values, position + 1, cache.long)
 
 
-def _hidden(
+def hidden_of(
     params: Tree,
     tokens: jax.Array,
     positions: jax.Array,
@@ -139,7 +139,7 @@ def _hidden(
     layout: Layout,
     pictures: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Final hidden states (batch, time, embed); `of_layer(i)` is the attention of layer i."""
+    """Final hidden states (batch, time, embed) of tokens at `positions`; `of_layer(i)` is the attention of layer i."""
     top = layout.gather({k: v for k, v in params.items() if k not in ("blocks", "vision")}, whole=True)
     x = layout.put(embed(top["embedding"], tokens, cfg, dtype), layout.residual())
     if pictures is not None:

@@ -22,20 +22,21 @@ from phi3_jax.data.continuation import Continuation
 from phi3_jax.data.images import Picture
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
-from phi3_jax.inference import decode
+from phi3_jax.inference import decode, scoring
 from phi3_jax.inference.cache import KVCache
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.interop import templates
 from phi3_jax.interop.loading import Model, token_ids
 from phi3_jax.models import vision
-from phi3_jax.models.decoder import PIECE, hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
 ORIGINAL = "original"
 SHORTEST = 32  # least bucket of prompt lengths
+REST = 64  # least step of what follows a shared beginning
 STRIDE = 128  # least bucket of positions read
 Ids = Sequence[int]
+Key = tuple[tuple[int, ...], int]  # a row that is read, and the place of its context's last token
 # phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
 REREADS = 2**17
 
@@ -76,6 +77,14 @@ def bucket(n: int, least: int, most: int) -> int:
     return min(size, most)
 
 
+def stepped(n: int, least: int, most: int) -> int:
+    """n rounded up in steps of `least`, of 2 least from 8 least on, and so on: a quarter of an octave; at most `most`."""
+    step = least
+    while 8 * step < n:
+        step *= 2
+    return min(-(-n // step) * step, most)
+
+
 class Engine:
     """Generates and scores with one model.
 
@@ -104,6 +113,7 @@ class Engine:
         self.batch, self._layout, self._regime = batch, layout, rope_regime
         self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
         self.compilations = 0
+        self._kept_before: dict[tuple[tuple[int, ...], Any], scoring.Before] = {}
 
     @property
     def dtype(self) -> str:
@@ -175,20 +185,21 @@ class Engine:
             last: jax.Array,
             long: str | jax.Array,
             count: int,
+            before: scoring.Before | None = None,
         ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-            """Of `count` tokens after each start, and of `last` (batch, choices) after the whole row."""
-            hidden = hidden_states(
-                params, tokens, self.config, dtype=self._dtype, rope_regime=long, layout=self._layout, piece=PIECE
-            )
-            at = jnp.minimum(starts[:, None] + jnp.arange(count), lengths[:, None] - 1)
-            logits = logits_of(jnp.take_along_axis(hidden, at[..., None], axis=1), params, self.config)
-            logprobs, best = jax.nn.log_softmax(logits), jnp.argmax(logits, axis=-1)
-            following = jnp.take_along_axis(tokens, jnp.minimum(at + 1, lengths[:, None] - 1), axis=1)
-            inner = jnp.take_along_axis(logprobs, following[..., None], axis=-1)[..., 0]
-            final = jnp.take_along_axis(logprobs[:, -1], last, axis=-1)
-            return inner, best == following, final, best[:, -1:] == last
+            return scoring.scores(
+                params, tokens, starts, lengths, last, self.config, count, dtype=self._dtype, long=long,
+                layout=self._layout, before=before,
+            )  # fmt: skip
 
         return self._program(run, "count")
+
+    @functools.cached_property
+    def _begin(self) -> Callable[..., scoring.Before]:
+        def run(params: decode.Tree, tokens: jax.Array, count: jax.Array, long: str | jax.Array) -> scoring.Before:
+            return scoring.begin(params, tokens, count, self.config, dtype=self._dtype, long=long)
+
+        return self._program(run)
 
     @property
     def _fixed(self) -> bool:
@@ -408,17 +419,21 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ scoring
 
-    def score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Score]:
+    def score(self, pairs: Sequence[tuple[Ids, Ids]], shared: int = 0) -> list[Score]:
         """Log-probability of each continuation after its context.
 
         Args:
           pairs: (context ids, continuation ids), each with one token at least.
+          shared: tokens at the beginning of every context, the same in all, that are read once and not in every row; fewer
+            than the shortest context has. The engine keeps what it read of them for calls that begin alike. Rows that
+            LongRoPE's lists part read them once a list.
 
         Raises:
-          UserError: an empty part, ids outside the vocabulary, more tokens than the context (the last one is not read).
+          UserError: an empty part, ids outside the vocabulary, more tokens than the context (the last one is not read);
+            contexts that do not share so many tokens.
         """
         # The last token is not read, so continuations that differ in it only (lettered options) share one row.
-        asked: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        asked: dict[Key, list[int]] = {}
         places = []
         for context, continuation in pairs:
             whole = self.encode(context) + self.encode(continuation)
@@ -431,11 +446,12 @@ class Engine:
             if whole[-1] not in choices:
                 choices.append(whole[-1])
             places.append((key, choices.index(whole[-1]), len(continuation)))
-        found: dict[tuple[tuple[int, ...], int], tuple[np.ndarray, ...]] = {}
+        found: dict[Key, tuple[np.ndarray, ...]] = {}
         wanted = sorted(asked, key=lambda key: (-len(key[0]), key))
-        for start in range(0, len(wanted), self.batch):
-            part = wanted[start : start + self.batch]
-            found |= zip(part, self._score(part, [asked[key] for key in part]), strict=True)
+        for before, some in self._begun(wanted, shared):
+            for start in range(0, len(some), self.batch):
+                part = some[start : start + self.batch]
+                found |= zip(part, self._score(part, [asked[key] for key in part], before), strict=True)
         results = []
         for key, choice, tokens in places:
             inner, right, final, top = found[key]
@@ -444,18 +460,44 @@ class Engine:
             results.append(Score(float(logprob), bool(right[: tokens - 1].all() and top[choice]), tokens))
         return results
 
+    def _begun(self, keys: Sequence[Key], shared: int) -> Iterator[tuple[scoring.Before | None, Sequence[Key]]]:
+        """Rows, and what they share, read: one prefix for those of each LongRoPE list."""
+        if not shared or self._layout != ANYWHERE:
+            yield None, keys
+            return
+        ids = keys[0][0][:shared]
+        if any(row[:shared] != ids or start < shared for row, start in keys):
+            raise UserError(f"contexts do not begin with the same {shared} tokens and one more; share fewer")
+        lists: dict[Any, list[Key]] = {}
+        for key in keys:
+            chosen = self._long(np.array([len(key[0])]))
+            lists.setdefault(chosen if isinstance(chosen, str) else bool(chosen[0]), []).append(key)
+        self._kept_before = {key: one for key, one in self._kept_before.items() if key[0] == ids}
+        for chosen, some in lists.items():
+            if (ids, chosen) not in self._kept_before:
+                tokens = np.zeros((1, stepped(shared, STRIDE, self.config.context)), np.int32)
+                tokens[0, :shared] = ids
+                long = chosen if isinstance(chosen, str) else jnp.array([chosen])
+                self._kept_before[ids, chosen] = self._begin(self._params, tokens, np.int32(shared), long)
+            yield self._kept_before[ids, chosen], some
+
     def _score(
-        self, keys: Sequence[tuple[tuple[int, ...], int]], choices: Sequence[Sequence[int]]
+        self, keys: Sequence[Key], choices: Sequence[Sequence[int]], before: scoring.Before | None
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Of each (row, start): log-probabilities and hits of its tokens after the start, and of the choices after it."""
-        rows = bucket(len(keys), 1, self.batch)
-        tokens = np.zeros((rows, bucket(max(len(row) for row, _ in keys), SHORTEST, self.config.context)), np.int32)
+        read = 0 if before is None else int(before.count)
+        rows, longest = bucket(len(keys), 1, self.batch), max(len(row) for row, _ in keys) - read
+        most = self.config.context
+        time = bucket(longest, SHORTEST, most) if before is None else stepped(longest, REST, most)
+        tokens = np.zeros((rows, time), np.int32)
         last = np.zeros((rows, bucket(max(map(len, choices)), 1, self.config.vocab)), np.int32)
         starts, lengths = np.zeros(rows, np.int32), np.ones(rows, np.int32)
         for i, ((row, start), ids) in enumerate(zip(keys, choices, strict=True)):
-            tokens[i, : len(row)], last[i, : len(ids)], starts[i], lengths[i] = row, ids, start, len(row)
+            own = row[read:]
+            tokens[i, : len(own)], last[i, : len(ids)], starts[i], lengths[i] = own, ids, start - read, len(own)
         count = bucket(int((lengths - starts).max()), 1, tokens.shape[1])
-        found = self._scores(self._params, tokens, starts, lengths, last, self._long(lengths), count)
+        long = self._long(lengths + read)
+        found = self._scores(self._params, tokens, starts, lengths, last, long, count, before)
         return zip(*(np.asarray(x)[: len(keys)] for x in found), strict=True)
 
 
