@@ -32,6 +32,9 @@ LONG = {
 }
 ROWS = [(member, topology, ()) for member in ("mini", "small", "medium") for topology in TOPOLOGIES]
 ROWS += [("mini", topology, ("--config.context=128k", *LONG[topology])) for topology in TOPOLOGIES]
+# Fine-tuning on pictures: every window has one of 4 x 4 tiles and its whole view.
+ROWS += [("vision", topology, ("--config.train.batch_tokens=4M",)) for topology in ("v5p:4x4x8", "v6e:16x16")]
+STUDY = {"vision": "experiments/vision.py:sft,model=vision"}
 
 
 def one(number: int) -> None:
@@ -41,7 +44,8 @@ def one(number: int) -> None:
     from phi3_jax.verbs import asked
 
     member, topology, more = ROWS[number]
-    config = asked(["--config", f"experiments/scaling.py:{member},topology={topology}", *more]).config
+    study = STUDY.get(member, f"experiments/scaling.py:{member}")
+    config = asked(["--config", f"{study},topology={topology}", *more]).config
     compiled = aot.compile_step(plan.plans(config)[0].configured.setup)
     versions = {"jax": metadata.version("jax"), "libtpu": metadata.version("libtpu")}
     print(json.dumps({"row": number} | compiled.record() | {"compile_s": round(compiled.seconds)} | versions))

@@ -158,7 +158,7 @@ def compile_step(setup: Setup) -> Compiled:
     """
     from phi3_jax.sharding.mesh import mesh_of
     from phi3_jax.sharding.rules import batch_sharding
-    from phi3_jax.training import step
+    from phi3_jax.training import pictures, step
 
     run = run_of(setup)
     mesh = mesh_of(run, devices(setup.topology))
@@ -167,7 +167,9 @@ def compile_step(setup: Setup) -> Compiled:
     with jax.set_mesh(mesh):
         state = step.abstract_state(run, mesh)
         batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
-        lowered = step.compile_steps(run, step.Loss(("text",), False))[0].lower(
+        if setup.tiles:
+            batch |= pictures.shapes(run, mesh, setup.tiles)
+        lowered = step.compile_steps(run, step.Loss(("text",), False), "tpu")[0].lower(
             state, batch, jax.ShapeDtypeStruct((), jnp.float32)
         )
         start = time.perf_counter()

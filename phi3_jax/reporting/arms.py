@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from phi3_jax import statistics
 from phi3_jax.errors import UserError
 from phi3_jax.family import MEMBERS
 from phi3_jax.reporting.figures import STYLE, Drawn, depth_floor, save, sheet, size_style
-from phi3_jax.scaling import causal, seeing
+from phi3_jax.scaling import causal, curated, regime, seeing
 from phi3_jax.scaling.causal import EXACT, OWN, UNIVERSE, Row, interval
 from phi3_jax.statistics import Estimate
 from phi3_jax.units import human_count
@@ -113,6 +114,46 @@ def by_modality(rows: Sequence[Row], rule: Mapping[str, Any], footer: str) -> Fi
     axes[0].set_ylabel("right (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4)
+    return figure
+
+
+def by_threshold(rows: Sequence[Row], config: Mapping[str, Any], footer: str) -> Figure | None:
+    """Composite, recall and arithmetic against the share of the bits of facts that is kept, by size; None without a run."""
+    rule, runs = config["curated"], curated.block(rows, config).runs
+    ends = curated.composite(rule)
+    panels: dict[str, Callable[[regime.Run], float]] = {
+        "Composite": lambda run: run.utility(ends),
+        "Recall (share of all bits)": lambda run: run.score(regime.RECALL),
+        "Arithmetic (loss)": lambda run: run.score(regime.LOSS),
+    }
+    if not runs:
+        return None
+    figure = sheet(4.0, footer)
+    axes = figure.subplots(1, len(panels))
+    members = dict.fromkeys(run.member for run in sorted(runs, key=lambda run: run.size))
+    for ax, (title, value) in zip(axes, panels.items(), strict=True):
+        for member in members:
+            colour, marker = size_style(member)
+            for arms, line, filled in ((rule["filter"], "-", colour), (rule["random"], ":", "white")):
+                cells: dict[float, list[float]] = {}
+                for run in sorted(runs, key=lambda run: run.f):
+                    if (run.member, run.arm in arms) == (member, True):
+                        cells.setdefault(100 * run.f, []).append(value(run))
+                means = [statistics.over_seeds(of) for of in cells.values()]
+                label = member if line == "-" else f"{member}, random"
+                shown: dict[str, Any] = dict(
+                    color=colour, marker=marker, markerfacecolor=filled, label=label if cells else ""
+                )
+                ax.plot(list(cells), [e.value for e in means], line, **shown)
+                for x, e in zip(cells, means, strict=True):
+                    _bar(ax, x, e, colour, marker, markerfacecolor=filled)
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_xlabel("bits of facts that are kept (%)")
+    allowed = sorted({(100 * run.f, 100 * run.kept) for run in runs if run.arm in rule["filter"]})
+    axes[1].plot([f for f, _ in allowed], [kept for _, kept in allowed], color="#555555", linewidth=1)
+    axes[0].set_ylabel("points")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=6)
     return figure
 
 
@@ -416,6 +457,10 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
      "Ringed: the best rate of each size that was tried, thinly where it is the last of the grid: a better one may lie "
      "beyond. A rate transfers where the rings share one column inside the grid."),
     ("frequencies", "Which frequency a size needs", "Facts seen with power-law frequency, in 100 groups."),
+    ("thresholds", "Which share of the facts is best for a size",
+     "Each size against the share of the bits of all facts that its corpus keeps; what is not kept is arithmetic. Filled: "
+     "the filter; hollow: random countries. Grey: the recall that a share allows. Dots are means over seeds, with 95% "
+     "intervals where there are several."),
     ("seeing", "Does seeing improve with size like reading?",
      "The same items as text and as pictures, easiest on the left. Dotted: a model that neither reads nor sees the "
      "content. Dots are means over seeds, with 95% intervals where there are several, and small dots single seeds."),
@@ -433,6 +478,7 @@ def draw(
         "widths": lambda: widths(rows, footer),
         "rates": lambda: rates(rows, config.get("arms", {}), footer),
         "frequencies": lambda: frequencies(rows, footer),
+        "thresholds": lambda: by_threshold(rows, config, footer) if config.get("curated") else None,
         "seeing": lambda: by_modality(rows, config["seeing"], footer) if config.get("seeing") else None,
     }
     if verdict:

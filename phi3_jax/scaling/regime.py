@@ -55,7 +55,8 @@ def floor() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One run of a plan: f is the share of the universe that its corpus keeps, `kept` what that is by frequency."""
+    """One run of a plan: f is the share of the universe that its corpus keeps, `kept` the recall that this allows, `chance`
+    that of who knows no fact."""
 
     name: str
     arm: str
@@ -64,6 +65,7 @@ class Planned:
     tokens: int
     f: float
     kept: float
+    chance: float = dataclasses.field(default=CHANCE, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Run(Planned):
         """Share of the way from the endpoint's floor to the best score that the run's filter allows."""
         if endpoint == LOSS:
             return self.score(LOSS) / 100
-        return (self.scores[endpoint] - CHANCE) / (self.kept - CHANCE)
+        room = self.kept - self.chance
+        return (self.scores[endpoint] - self.chance) / room if room > 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +342,7 @@ def of_slope(runs: Sequence[Run], endpoints: Sequence[str], rule: Mapping[str, A
     shown = ", ".join(f"{2**star:.3g}" for star in stars)
     return Verdict(
         name, word, e,
-        f"Slope {_shown(e)} octaves an octave, best filters {shown} from the smallest size to the largest, {at_edge} at an "
+        f"Slope {stated(e)} octaves an octave, best filters {shown} from the smallest size to the largest, {at_edge} at an "
         "end of the grid.",
     )  # fmt: skip
 
@@ -356,7 +359,7 @@ def of_regret(
     word = "does not" if word != "rises" and e.high < margin and not found.at_edge else word
     what = "Both choose one filter; the best other gains the largest size" if found.same else "The largest size loses"
     edge = ", a best filter at an end of the grid" if found.at_edge else ""
-    return Verdict(name, word, e, f"{what} {_shown(e)} points{edge}.")
+    return Verdict(name, word, e, f"{what} {stated(e)} points{edge}.")
 
 
 def of_horizons(
@@ -369,7 +372,7 @@ def of_horizons(
     shown = []
     for tokens in shorter:
         try:
-            shown.append(f"{_shown(regret(at(tokens), endpoints).estimate)} at {tokens:,} tokens")
+            shown.append(f"{stated(regret(at(tokens), endpoints).estimate)} at {tokens:,} tokens")
         except UserError:
             shown.append(f"unknown at {tokens:,} tokens")
     return dataclasses.replace(found, sentence=f"{found.sentence} Shorter horizons: {', '.join(shown)}.")
@@ -422,15 +425,27 @@ def holm(verdicts: Sequence[Verdict], planned: int = len(FAMILY), level: float =
 
 
 def of_rates(block: Block, endpoints: Sequence[str]) -> str:
-    """What E1 and E2 must say of the learning rate: that the better filter of a size hangs on it, or that none ran."""
-    if len(block.runs) < len(block.planned) or not block.planned:
+    """What E1 and E2 must say of the learning rate: that the better filter of a size hangs on it, and what did not run.
+
+    Compared are the rates at which a size has every filter."""
+    ran = {(run.arm, run.member, run.seed): run for run in block.runs}
+    places: dict[tuple[str, str], list[Run | None]] = {}
+    for one in block.planned:
+        found = ran.get((one.arm, one.member, one.seed))
+        places.setdefault((one.member, one.arm.partition("_")[2]), []).append(found)
+    better: dict[str, list[float]] = {}
+    for (member, _), filters in places.items():
+        runs = [run for run in filters if run is not None]
+        if len(runs) == len(filters):
+            better.setdefault(member, []).append(max(runs, key=lambda run: run.utility(endpoints)).f)
+    if all(len(found) < 2 for found in better.values()):
         return " At this learning rate; whether others agree has not run."
-    better: dict[tuple[str, str], Run] = {}
-    for run in block.runs:
-        place = run.member, run.arm.partition("_")[2]
-        better[place] = max(better.get(place, run), run, key=lambda r: r.utility(endpoints))
-    differ = [m for m in sorted({m for m, _ in better}) if len({r.f for (n, _), r in better.items() if n == m}) > 1]
-    return f" At this learning rate: the better filter of {', '.join(differ)} differs between rates." if differ else ""
+    missing = [one.name for one in block.planned if (one.arm, one.member, one.seed) not in ran]
+    left = f" Of other learning rates {', '.join(missing)} did not run to the end." if missing else ""
+    differ = sorted(member for member, found in better.items() if len(set(found)) > 1)
+    if differ:
+        left += f" At this learning rate: the better filter of {', '.join(differ)} differs between rates."
+    return left
 
 
 def decide(blocks: Mapping[str, Block], rule: Mapping[str, Any]) -> list[Verdict]:
@@ -457,11 +472,11 @@ def _of_line(blocks: Mapping[str, Block], line: str, rule: Mapping[str, Any]) ->
     margin, rate = rule["after_pilot"][f"margin of {line}"], of_rates(blocks["D"], endpoints)
     e1, e2, e3 = (f"{estimand}, {line}" for estimand in FAMILY)
     found = [
-        _tried(e1, main, lambda: of_slope(main.complete, endpoints, rule, e1)),
-        _tried(e2, main, lambda: of_regret(main.complete, endpoints, margin, rule, e2)),
+        tried(e1, main, lambda: of_slope(main.complete, endpoints, rule, e1)),
+        tried(e2, main, lambda: of_regret(main.complete, endpoints, margin, rule, e2)),
     ]
     found = [dataclasses.replace(v, sentence=v.sentence + rate) for v in found]
-    return holm([*found, _tried(e3, longer, lambda: of_horizons(longer, endpoints, margin, rule, e3))])
+    return holm([*found, tried(e3, longer, lambda: of_horizons(longer, endpoints, margin, rule, e3))])
 
 
 def _of_arithmetic(block: Block, rule: Mapping[str, Any]) -> list[Verdict]:
@@ -475,10 +490,10 @@ def _of_arithmetic(block: Block, rule: Mapping[str, Any]) -> list[Verdict]:
         return of_reasoning([run for run in block.runs if run.seed in seeds], first, loose, rule, name)
 
     two = "E4", "E4, reasoning tokens held"
-    return [_tried(two[0], main, lambda: verdict(tight, two[0])), _tried(two[1], main, lambda: verdict(held, two[1]))]
+    return [tried(two[0], main, lambda: verdict(tight, two[0])), tried(two[1], main, lambda: verdict(held, two[1]))]
 
 
-def _tried(name: str, block: Block, verdict: Callable[[], Verdict]) -> Verdict:
+def tried(name: str, block: Block, verdict: Callable[[], Verdict]) -> Verdict:
     """A verdict, or why there is none; one of a block whose runs are not all there says so."""
     try:
         found = verdict()
@@ -502,5 +517,5 @@ def _of_pilot(pilot: Block, rule: Mapping[str, Any]) -> str:
     return "".join(said)
 
 
-def _shown(e: Estimate, digits: int = 2) -> str:
+def stated(e: Estimate, digits: int = 2) -> str:
     return f"{e.value:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}] ({e.n} seeds)"

@@ -13,7 +13,7 @@ from typing import Any
 from phi3_jax import family
 from phi3_jax.configs import ModelConfig
 from phi3_jax.data import sources, tokenizers
-from phi3_jax.data.corpora import drawn, facts
+from phi3_jax.data.corpora import facts
 from phi3_jax.errors import Stopped, UserError
 from phi3_jax.experiment import SOURCE
 from phi3_jax.interop import templates
@@ -72,8 +72,8 @@ def vocabulary_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest will say of the tokenizer (fingerprint, vocab_size) of the data that `data_arguments` describe."""
     if "pool" in arguments:  # of ids, in the place of a tokenizer
         return facts.closed(arguments["pool"])
-    if "tokenizer" not in arguments:  # drawn items
-        return drawn.closed()
+    if closed := sources.find(arguments["data"]).closed:
+        return closed()
     return tokenizers.load(arguments["tokenizer"]).describe()
 
 

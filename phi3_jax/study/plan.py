@@ -225,7 +225,7 @@ def main(flags: Flags) -> None:
 def _compile(found: Sequence[Plan]) -> list[Any]:
     from phi3_jax.planning import aot
 
-    if found[0].job.given:
-        raise UserError("--compile is for pre-training; leave it out")
+    if found[0].job.lora or found[0].job.pairs:
+        raise UserError("--compile is for training of weights, without adapters and pairs; leave it out")
     aot.devices(found[0].configured.setup.topology)  # errors before minutes of compiling
     return [aot.compile_step(plan.configured.setup) for plan in found]

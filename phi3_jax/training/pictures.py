@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax.configs import RunConfig
 from phi3_jax.data import gallery, loader
 from phi3_jax.data.gallery import Gallery
+from phi3_jax.data.pictured import bucket
 from phi3_jax.sharding import feed, rules
 
 
@@ -49,3 +51,18 @@ def fields(
 
     index = feed.place(sight.index, local, len(rows), sharding)
     return {"tiles": placed(sight.tiles), "index": index, "tile_count": placed(sight.count)}
+
+
+def shapes(run: RunConfig, mesh: jax.sharding.Mesh, tiles: float) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes, dtypes and shardings of `fields`, for compiling ahead of time: of a batch whose windows have so many
+    tiles each, every unit as full as the mean one, rounded up to a bucket."""
+    sharding = rules.batch_sharding(run.strategy, mesh)
+    by_row = NamedSharding(mesh, P(sharding.spec[0]))
+    units = rules.row_shards(mesh) * run.accumulation
+    assert run.model.vision is not None  # who has none has no pictures
+    room, side = bucket(math.ceil(tiles * run.batch_windows / units)), run.model.vision.tile
+    return {
+        "tiles": jax.ShapeDtypeStruct((units * room, 3, side, side), jnp.dtype(run.dtype), sharding=by_row),
+        "index": jax.ShapeDtypeStruct((run.batch_windows, run.data.window), jnp.int32, sharding=sharding),
+        "tile_count": jax.ShapeDtypeStruct((units,), jnp.int32, sharding=by_row),
+    }

@@ -25,6 +25,20 @@ from phi3_jax.training.objectives import Head, Loss
 from phi3_jax.training.optimizers import optimizer
 
 Batch = dict[str, jax.Array]
+# XLA's options by platform. On TPUs collectives run beside other work, which on v5p and v6e they do not by themselves, and
+# v5p's torus gathers weights, where it would add up what is mostly zeros (analysis/results/aot_matrix.md).
+COMPILER: dict[str, dict[str, bool | str]] = {
+    "tpu": {
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+        "xla_tpu_prefer_async_allgather_to_allreduce": True,
+        "xla_enable_all_gather_3d_emitter": True,
+        "xla_tpu_enable_net_router_in_all_gather": False,
+    }
+}
 WARM_STEPS = 50  # applied steps before the spike test has a mean to compare with
 
 
@@ -271,10 +285,13 @@ def eval_step(params: Any, batch: Batch, run: RunConfig) -> dict[str, jax.Array]
     return {"nll": nll, "hit": said == batch["targets"], "said": said, "sure": sure}
 
 
-def compile_steps(run: RunConfig, loss: Loss) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+def compile_steps(
+    run: RunConfig, loss: Loss, platform: str | None = None
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Jitted (train_step(state, batch, lr), eval_step(params, batch)); the training state is donated.
 
-    In a run of adapters both take the model's parameters as one argument more.
+    In a run of adapters both take the model's parameters as one argument more. `platform` is that of the devices, without
+    it jax's default.
 
     Raises:
       UserError: a mixture of experts, whose released routing is for inference (no gradient of the router, no jitter).
@@ -292,4 +309,5 @@ def compile_steps(run: RunConfig, loss: Loss) -> tuple[jax.stages.Wrapped, jax.s
     def evaluate(params: Any, batch: Batch, frozen: Any = None) -> dict[str, jax.Array]:
         return eval_step(whole_params(params, frozen, run), batch, run)
 
-    return jax.jit(train, donate_argnums=0), jax.jit(evaluate)
+    options = COMPILER.get(platform or jax.default_backend())
+    return jax.jit(train, donate_argnums=0, compiler_options=options), jax.jit(evaluate)

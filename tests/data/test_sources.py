@@ -144,14 +144,14 @@ def test_a_study_asks_a_source_for_what_it_takes_and_no_more(name: str) -> None:
     config = base_config()
     specs = {"path": ".", "tfds": "tfds:x", "mixture": "mixture:phi3_phase1", "chats": "chats:rows.jsonl"}
     specs |= {"needles": "needles:pydocs", "mixed": "mix:pydocs", "long": "long:pydocs", "prose": "prose:8"}
-    specs |= {"curated": "curated:1:curated/mine", "drawn": "drawn:picture"}
+    specs |= {"curated": "curated:1:curated/mine", "drawn": "drawn:picture", "factbook": "factbook:50"}
     spec = specs.get(name, name)
     config.data.update(source=spec, tokenizer="here", text_field="body", seed=3)
     asked = data_arguments(config, "micro", 20_000)
     assert asked.pop("data") == spec and asked.keys() <= sources.SOURCES[name].options.keys()
     expected = {"window": 1024, "tokenizer": "here", "text_field": "body"}
     expected = {"tokenizer": "here", "template": ""} if name == "chats" else expected  # its window depends on its rows
-    expected = {"tokens": 20_000, "seed": 3} if name == "drawn" else expected
+    expected = {"tokens": 20_000, "seed": 3} if name in ("drawn", "factbook") else expected
     assert {key: asked[key] for key in expected} == expected and ("window" in asked) == ("window" in expected)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -100,6 +102,34 @@ def test_a_list_travels_to_hugging_face_and_back(run: Path, data: Path, tmp_path
             np.testing.assert_allclose(
                 theirs.logits(ids[:, :length]), phi3_jax.load(out).logits(ids[:, :length]), atol=1e-4
             )
+
+
+THEIRS = """
+import sys, numpy, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+ids = numpy.load(sys.argv[2])
+with torch.no_grad():
+    found = {str(n): model(torch.tensor(ids[:, :n])).logits.numpy() for n in (20, 32, 33, 120)}
+numpy.savez(sys.argv[3], **found)
+"""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("method", ["longrope", "longrope2", "yarn"])
+def test_an_exported_extension_has_the_logits_of_transformers_in_both_regimes(
+    run: Path, data: Path, tmp_path: Path, method: str
+) -> None:
+    for name in ("torch", "transformers"):
+        pytest.importorskip(name)
+    out, folder, ids = tmp_path / "out", tmp_path / "hf", np.random.default_rng(3).integers(0, 256, (2, 120))
+    assert extend(run, data, out, "--method", method) == 0
+    convert.export_run(out, folder)
+    np.save(tmp_path / "ids.npy", ids)
+    words = [folder, tmp_path / "ids.npy", tmp_path / "theirs.npz"]
+    subprocess.run([sys.executable, "-c", THEIRS, *map(str, words)], check=True, capture_output=True)
+    model, theirs = phi3_jax.load(out), np.load(tmp_path / "theirs.npz")
+    for length in (20, 32, 33, 120):  # the window that the model was trained in has 32
+        np.testing.assert_allclose(model.logits(ids[:, :length]), theirs[str(length)], atol=1e-4)
 
 
 def test_a_killed_search_ends_as_it_would_have(

@@ -287,6 +287,9 @@ def test_a_best_filter_that_hangs_on_the_learning_rate_is_said() -> None:
     ]
     assert "the better filter of a differs" in regime.of_rates(Block(made["D"].planned, other), (RECALL,))
     assert "has not run" in regime.of_rates(Block(made["D"].planned), (RECALL,))
+    lost = next(run for run in other if run.arm == "f4_same" and run.member == "e")
+    said = regime.of_rates(Block(made["D"].planned, [run for run in other if run is not lost]), (RECALL,))
+    assert f"{lost.name} did not run to the end" in said and "the better filter of a differs" in said
 
 
 def test_rows_that_the_plan_does_not_have_are_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ METERS: dict[str, Meter] = {
         "abstention",
         "guard",
         "seeing",
+        "cloze",
     )
 }
 

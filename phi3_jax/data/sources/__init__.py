@@ -27,6 +27,7 @@ SOURCES: dict[str, Source] = {
         "needles",
         "long",
         "drawn",
+        "factbook",
     )
 }
 

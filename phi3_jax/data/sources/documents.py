@@ -213,5 +213,14 @@ class TextStream:
             yield texts, self._tokenizer.encode_batch(texts)
 
 
+def first(documents: Iterator[str], characters: int) -> Iterator[str]:
+    """Documents until they hold so many characters."""
+    for document in documents:
+        yield document
+        characters -= len(document)
+        if characters < 0:
+            return
+
+
 def _size(document: str) -> int:
     return len(document.encode("utf-8", "replace"))

@@ -52,5 +52,5 @@ def _asked(kind: int, name: str, shown: str) -> Windows:
 SOURCE = Source(
     f"drawn:{'|'.join(drawn.SHOWN).upper()}",
     "symbols, charts and sums that are drawn, their content a picture, text or hidden",
-    recipe, OPTIONS, fresh=True,
+    recipe, OPTIONS, fresh=True, closed=drawn.closed,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora import facts as corpus
 from phi3_jax.data.corpora import reading, reasoning, strangers, text
 from phi3_jax.data.recipe import VERSION, Part, Recipe
-from phi3_jax.data.sources.documents import SEED, TextStream
+from phi3_jax.data.sources.documents import SEED, TextStream, first
 from phi3_jax.data.sources.source import Lookup, Request, Source
 from phi3_jax.data.windows import Windows
 from phi3_jax.errors import UserError
@@ -202,7 +202,7 @@ def _text(made: Recipe, asked: _Asked, texts: Lookup) -> None:
     as_bytes = tokenizers.load("bytes")
     as_bytes.eos_id = made.vocab - 1  # spare in the closed vocabulary, where a byte's own end is <R>
     found, share = texts(asked.text_source), asked.shares["text"]
-    enough = ((t, None) for t in _first(found.documents, max(400_000, int(1.2 * asked.windows * share) * made.window)))
+    enough = ((t, None) for t in first(found.documents, max(400_000, int(1.2 * asked.windows * share) * made.window)))
     stream = TextStream("text", enough, as_bytes, made.window, len(made.domains) + 1, text.HELD_OUT)
     made.sources.append(stream.part(asked.weight("text")))
     made.evals.append(stream.held_part())
@@ -210,15 +210,6 @@ def _text(made: Recipe, asked: _Asked, texts: Lookup) -> None:
     made.generator |= dict(text_share=asked.text_share, text_source=asked.text_source)
     made.inputs = found.inputs
     made.warnings = lambda: [w for ask in (found.warning, stream.warning) if (w := ask())]
-
-
-def _first(documents: Iterator[str], characters: int) -> Iterator[str]:
-    """Documents until they hold so many characters."""
-    for document in documents:
-        yield document
-        characters -= len(document)
-        if characters < 0:
-            return
 
 
 def _chunks(count: int, make: Callable[[int, int], Windows], size: int = 1 << 14) -> Iterator[Windows]:

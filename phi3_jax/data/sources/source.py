@@ -69,6 +69,7 @@ class Source:
       options: what it needs to know, by the name of the flag; each has a default.
       texts: its documents alone, for sources that take text of others; None: it has none to lend.
       fresh: its items are made of `seed`, so that each seed of a study has items of its own.
+      closed: its vocabulary, as a manifest describes a tokenizer, where it is always the same one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Source:
     options: Mapping[str, Key] = field(default_factory=dict)
     texts: Lookup | None = None
     fresh: bool = False
+    closed: Callable[[], dict[str, Any]] | None = None
 
     def takes(self, spec: str) -> bool:
         """Whether a word of --data names this source."""
