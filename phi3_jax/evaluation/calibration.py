@@ -24,10 +24,10 @@ from scipy import special
 from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import dialogue, longform, safety
+from phi3_jax.evaluation.copies import engine_of
 from phi3_jax.evaluation.kept import Kept
 from phi3_jax.evaluation.suites.phi3_report import answers, data, prompts
 from phi3_jax.evaluation.suites.phi3_report.benchmarks import BENCHMARKS
-from phi3_jax.inference.engine import Engine
 from phi3_jax.interop.loading import Model
 
 NAME = "calibration"
@@ -57,7 +57,8 @@ class Asked:
     tasks: tuple[str, ...]
     folder: Path
     limit: int | None
-    batch: int
+    batch: int  # rows at a time, of all devices
+    devices: int  # with a whole copy of the model each
 
 
 def asked(flags: Mapping[str, Any]) -> Asked:
@@ -78,7 +79,9 @@ def asked(flags: Mapping[str, Any]) -> Asked:
             raise UserError(f"{folder / longform.FILE} does not exist; write rows of id, prompt and reference there")
     if not names:
         raise UserError(f"--data_dir {folder} holds no benchmark of {NAME}; it looks for {', '.join(TASKS)}")
-    return Asked(tuple(dict.fromkeys(names)), folder, flags["limit"], flags["batch"])
+    return Asked(
+        tuple(dict.fromkeys(names)), folder, flags["limit"], flags["batch"] * flags["devices"], flags["devices"]
+    )
 
 
 class Suite:
@@ -91,7 +94,11 @@ class Suite:
     def __init__(self, model: Model, asked: Asked, kept: Kept | None = None) -> None:
         if model.tokenizer is None:
             raise UserError(f"{model.config.name} came without a tokenizer, which prompts need; put its files there")
-        self.engine, self.asked, self.kept = Engine(model, batch=asked.batch), asked, kept or Kept()
+        self.engine, self.asked, self.kept = (
+            engine_of(model, asked.batch // asked.devices, asked.devices),
+            asked,
+            kept or Kept(),
+        )
         stock = [name for name in asked.tasks if name != longform.NAME]
         self._data = {name: data.load(BENCHMARKS[name], asked.folder) for name in stock}
         self._prompts = longform.read(asked.folder)[: asked.limit] if longform.NAME in asked.tasks else []

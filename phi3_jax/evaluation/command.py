@@ -36,6 +36,7 @@ OWN = {
     "calibration": "phi3_jax.evaluation.calibration",
     PICTURES: "phi3_jax.evaluation.vision_report",
 }
+ONE_DEVICE = (LONG_CONTEXT, REDTEAM, PICTURES)  # suites that have no copies of the model
 LEAST = 4096  # tokens: below, lm-eval's generators of RULER's items loop or give empty answers
 MT_BENCH = "mt_bench"
 ANOTHER = mt_bench.ANOTHER
@@ -70,6 +71,8 @@ def command(flags: Mapping[str, Any]) -> None:
         raise UserError("--samples names the items, so that --limit has nothing to do; leave one out")
     if flags["system"] and not flags["chat"] and flags["suite"] not in (SAFETY, REDTEAM):
         raise UserError("--system is a turn of a chat; add --chat")
+    if flags["devices"] > 1 and flags["suite"] in ONE_DEVICE:
+        raise UserError(f"--devices {flags['devices']}: --suite {flags['suite']} runs on one device; leave it out")
     long = flags["suite"] == LONG_CONTEXT  # which reads text, of a file too
     stocked = flags["suite"].startswith(f"{LM_EVAL}:")
     if not long and (flags["depths"] or (flags["lengths"] and not stocked)):
@@ -104,11 +107,12 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     _known(flags, tasks)
     if not tasks and not questions:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
-    from phi3_jax.inference.engine import Engine
+    from phi3_jax.evaluation.copies import engine_of
 
-    engine = Engine(loading.load(source.path, adapter=flags["adapter"]), batch=flags["batch"])
+    devices = flags["devices"]
+    engine = engine_of(loading.load(source.path, adapter=flags["adapter"]), flags["batch"], devices)
     kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {engine.dtype}")
-    lm = harness.HarnessLM(engine, flags["batch"], seed=flags["seed"], kept=kept)
+    lm = harness.HarnessLM(engine, flags["batch"] * devices, seed=flags["seed"], kept=kept)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"]}
     base["scorer"] = scorer.VERSION
     if flags["chat"]:

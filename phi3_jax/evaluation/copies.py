@@ -27,7 +27,7 @@ def engine_of(model: Model, batch: int, devices: int = 1) -> Engine | Copies:
     here = jax.local_devices()
     if devices > len(here):
         raise UserError(
-            f"data_parallel_size={devices} is more than the {len(here)} devices here; use up to {len(here)}"
+            f"{devices} copies of the model are more than the {len(here)} devices here; ask for up to {len(here)}"
         )
     return Copies([_on(model, device, batch) for device in here[:devices]])
 
@@ -63,6 +63,10 @@ class Copies:
         for engine in self._engines:
             engine.batch = rows
 
+    def encode(self, prompt: str | Ids) -> list[int]:
+        """See `Engine.encode`."""
+        return self._engines[0].encode(prompt)
+
     def score(self, pairs: Sequence[tuple[Ids, Ids]], shared: int = 0) -> list[Score]:
         """See `Engine.score`."""
         return self._split(len(pairs), lambda engine, a, b: engine.score(pairs[a:b], shared))
@@ -71,7 +75,7 @@ class Copies:
         self,
         prompts: Sequence[Ids],
         max_new_tokens: int,
-        sampling: Sampling,
+        sampling: Sampling = Sampling(),  # noqa: B008
         *,
         stop: Sequence[str] = (),
         images: Sequence[Sequence[Any]] | None = None,

@@ -24,9 +24,9 @@ from scipy import special
 from phi3_jax import statistics
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import dialogue, refusal
+from phi3_jax.evaluation.copies import engine_of
 from phi3_jax.evaluation.kept import Kept
 from phi3_jax.foreign import Fields
-from phi3_jax.inference.engine import Engine
 from phi3_jax.interop.loading import Model
 from phi3_jax.records import files
 from phi3_jax.statistics import Estimate
@@ -58,7 +58,8 @@ class Asked:
     sets: tuple[str, ...]
     folder: Path
     limit: int | None
-    batch: int
+    batch: int  # rows at a time, of all devices
+    devices: int  # with a whole copy of the model each
     system: str | None
 
 
@@ -82,7 +83,14 @@ def asked(flags: Mapping[str, Any]) -> Asked:
             raise UserError(f"{folder / SETS[name]} does not exist; leave {name} out, or give the folder that holds it")
     if not names:
         raise UserError(f"--data_dir {folder} holds no set of {NAME}; it looks for {', '.join(SETS.values())}")
-    return Asked(tuple(dict.fromkeys(names)), folder, flags["limit"], flags["batch"], flags["system"])
+    return Asked(
+        tuple(dict.fromkeys(names)),
+        folder,
+        flags["limit"],
+        flags["batch"] * flags["devices"],
+        flags["devices"],
+        flags["system"],
+    )
 
 
 def read(name: str, folder: Path) -> list[Row]:
@@ -140,7 +148,11 @@ class Suite:
     def __init__(self, model: Model, asked: Asked, kept: Kept | None = None) -> None:
         if model.tokenizer is None:
             raise UserError(f"{model.config.name} came without a tokenizer, which prompts need; put its files there")
-        self.engine, self.asked, self.kept = Engine(model, batch=asked.batch), asked, kept or Kept()
+        self.engine, self.asked, self.kept = (
+            engine_of(model, asked.batch // asked.devices, asked.devices),
+            asked,
+            kept or Kept(),
+        )
         self.template = dialogue.template_name(self.engine)
         self._sets = {name: read(name, asked.folder)[: asked.limit] for name in asked.sets}
 

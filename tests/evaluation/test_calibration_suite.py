@@ -13,6 +13,7 @@ pytest.importorskip("lm_eval")
 from test_evaluate import boolq, evaluate, make_run, rows_in, trivia, write_lines
 
 from phi3_jax.evaluation import calibration
+from phi3_jax.inference.engine import Engine
 
 
 def items(right: np.ndarray, sure: np.ndarray) -> list[dict]:
@@ -60,7 +61,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
     run = make_run(tmp_path / "run")
     words = ["--model", run, "--suite", "calibration", "--data_dir", tmp_path / "data", "--batch", 2]
     assert evaluate(*words, "--out", tmp_path / "whole") == 0
-    score, calls = calibration.Engine.score, []
+    score, calls = Engine.score, []
 
     def stop_at_second(self, pairs):
         calls.append(len(pairs))
@@ -69,7 +70,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
         return score(self, pairs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibration.Engine, "score", stop_at_second)
+        patch.setattr(Engine, "score", stop_at_second)
         assert evaluate(*words, "--out", tmp_path / "b") == 130
         assert evaluate(*words, "--out", tmp_path / "b") == 0
     files = {p.name: p.read_bytes() for p in (tmp_path / "whole").rglob("*.jsonl")}
@@ -79,6 +80,20 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
     assert ("triviaqa", "p_true_ece") in rows and ("triviaqa", "abstained") in rows and ("boolq", "ece") in rows
     found = rows_in(tmp_path / "whole" / "items" / "calibration-boolq.jsonl")
     assert all(0.5 <= item["confidence"] <= 1 and len(item["logprobs"]) == 2 for item in found)
+    assert evaluate(*words, "--devices", 3, "--out", tmp_path / "many") == 0
+    many = {(r["task"], r["metric"]): r["value"] for r in rows_in(tmp_path / "many" / "evals.jsonl")}
+    assert many == pytest.approx({key: row["value"] for key, row in rows.items()}, abs=1e-5)
+    for path in (tmp_path / "whole" / "items").iterdir():
+        texts = [
+            [(i["id"], i["prompt_hash"], i.get("reply")) for i in rows_in(p)]
+            for p in (path, tmp_path / "many" / "items" / path.name)
+        ]
+        assert texts[0] == texts[1], "the same prompts and replies on three devices as on one"
+    assert evaluate(*words, "--devices", 99) == 2
+    assert "99 copies of the model are more than the 8 devices here" in capsys.readouterr().err
+    words[3] = "longcontext"
+    assert evaluate(*words, "--devices", 2) == 2 and "--suite longcontext runs on one device" in capsys.readouterr().err
+    words[3] = "calibration"
     assert ("longform", "claims") in rows and ("longform", "silent") in rows
     free = rows_in(tmp_path / "whole" / "items" / "calibration-longform.jsonl")
     assert len(free) == 3 and all(len(item["claims"]) == len(item["supported"]) and "reply" in item for item in free)

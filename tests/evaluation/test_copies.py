@@ -40,5 +40,5 @@ def test_copies_answer_as_one(model: Model) -> None:
 
 
 def test_more_devices_than_there_are(model: Model) -> None:
-    with pytest.raises(UserError, match="data_parallel_size=99 is more than the 8 devices here"):
+    with pytest.raises(UserError, match="99 copies of the model are more than the 8 devices here"):
         engine_of(model, 4, 99)

@@ -15,6 +15,7 @@ from test_evaluate import evaluate, make_run, rows_in, write_lines
 
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import safety
+from phi3_jax.inference.engine import Engine
 from phi3_jax.statistics import Estimate, proportion
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "benchmarks_safety"
@@ -148,7 +149,7 @@ def test_the_command_goes_on_where_it_was_stopped(place: Path, tmp_path: Path, c
     assert evaluate(*words, "--out", tmp_path / "whole") == 0
     said = capsys.readouterr().out
     assert "xstest" in said and "detector safe_refused_corrected" in said and "bad thing" not in said
-    generate, calls = safety.Engine.generate, []
+    generate, calls = Engine.generate, []
 
     def stop_at_third(self, *args, **options):
         calls.append(len(args[0]))
@@ -157,7 +158,7 @@ def test_the_command_goes_on_where_it_was_stopped(place: Path, tmp_path: Path, c
         return generate(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(safety.Engine, "generate", stop_at_third)
+        patch.setattr(Engine, "generate", stop_at_third)
         assert evaluate(*words, "--out", tmp_path / "b") == 130
         assert len(calls) == 3 and len(rows_in(tmp_path / "b" / ".answers.jsonl")) == 4
         assert evaluate(*words, "--out", tmp_path / "b") == 0
