@@ -5,7 +5,7 @@ and the probability of its tokens; beside it P(True), what the model itself says
 arXiv:2207.05221). Rows: accuracy; accuracy of the half, of 80 and of 90 % of the answers in which it is surest; AUROC of
 right against wrong; expected calibration error of 15 bins of equal mass; Brier score; how often it says that it does not
 know.
-Long form: the share of a free reply's claims that stand in a reference (`longform`).
+Long form: the share of a free reply's claims that stand in a reference, or in what a search finds (`longform`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from scipy import special
 
 from phi3_jax import statistics
+from phi3_jax.data.retrieval import Index
 from phi3_jax.errors import UserError, nearest
 from phi3_jax.evaluation import dialogue, longform, safety
 from phi3_jax.evaluation.copies import engine_of
@@ -94,14 +95,13 @@ class Suite:
     def __init__(self, model: Model, asked: Asked, kept: Kept | None = None) -> None:
         if model.tokenizer is None:
             raise UserError(f"{model.config.name} came without a tokenizer, which prompts need; put its files there")
-        self.engine, self.asked, self.kept = (
-            engine_of(model, asked.batch // asked.devices, asked.devices),
-            asked,
-            kept or Kept(),
-        )
+        self.engine = engine_of(model, asked.batch // asked.devices, asked.devices)
+        self.asked, self.kept = asked, kept or Kept()
         stock = [name for name in asked.tasks if name != longform.NAME]
         self._data = {name: data.load(BENCHMARKS[name], asked.folder) for name in stock}
         self._prompts = longform.read(asked.folder)[: asked.limit] if longform.NAME in asked.tasks else []
+        searched = any(row["reference"] is None for row in self._prompts)
+        self._index = Index.build(asked.folder / longform.DOCUMENTS, ":memory:") if searched else ""
 
     def results(self, progress: Callable[[int, int, str], None] = lambda *_: None) -> Iterator[safety.Result]:
         """(benchmark, rows, items) of each."""
@@ -137,7 +137,7 @@ class Suite:
 
             keys = [self.kept.name(NAME, longform.NAME, one, room) for one in ids]
             for row, text, context in zip(part, self._kept(keys, make), ids, strict=True):
-                judged = longform.judged(text, row["reference"], row["prompt"])
+                judged = longform.judged(text, row["reference"] or self._index, row["prompt"])
                 about = {"id": row["id"], "prompt": row["prompt"], "reply": text}
                 items.append(about | judged | {"prompt_hash": _hash(context)})
             progress(len(items), len(self._prompts), longform.NAME)

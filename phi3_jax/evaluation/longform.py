@@ -1,8 +1,10 @@
-"""Long-form support: which claims of a free reply stand in a reference text.
+"""Long-form support: which claims of a free reply stand in a reference text, or in what a search finds for them.
 
 A claim is a sentence. It is supported where the reference holds each of its numbers and names (words with a capital inside
 a sentence) and most (seven tenths) of its other content words; words of the prompt count for nothing. That compares words:
-it knows no paraphrase and no negation. How often it errs is measured, see docs/safety.md.
+it knows no paraphrase and no negation. Where a row has no reference, it is the passages that BM25 finds among the user's
+documents for the prompt and the claim, of documents that hold the prompt's names. How often both err is measured, see
+docs/safety.md.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from phi3_jax import statistics
+from phi3_jax.data.retrieval import Index
 from phi3_jax.errors import UserError
 from phi3_jax.foreign import Fields
 from phi3_jax.records import files
@@ -35,27 +38,35 @@ _STOP = re.compile(
 )
 
 NAME = "longform"
-FILE = f"{NAME}/test.jsonl"
+FILE, DOCUMENTS = f"{NAME}/test.jsonl", f"{NAME}/documents"
+PASSAGES = 3  # that a claim is held against
+MANY = 20  # that are looked at for documents about what the prompt names
 Row = dict[str, Any]
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of DATA/longform/test.jsonl: id, prompt, reference (a text, or a list of them).
+    """The rows of DATA/longform/test.jsonl: id, prompt, reference (a text, or a list of them; None where a row has none and
+    DATA/longform/documents is to be searched).
 
     Raises:
       UserError: a row without a column, or with a value of another kind; file, line and column are named.
     """
-    path, found = folder / FILE, []
+    path, found, searched = folder / FILE, [], (folder / DOCUMENTS).is_dir()
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
         fields = Fields(files.parse_json(line, where), where)
+        row = {"id": str(fields.raw("id")), "prompt": fields.text("prompt"), "reference": None}
+        found.append(row)
         texts = fields.raw("reference")
+        if texts is None and searched:
+            continue
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-            raise fields.refuse("reference", "must be a text, or a list of texts, that claims are held against")
-        found.append({"id": str(fields.raw("id")), "prompt": fields.text("prompt"), "reference": "\n".join(texts)})
+            what = f"must be a text, or a list of texts, that claims are held against; or make {folder / DOCUMENTS}"
+            raise fields.refuse("reference", what)
+        row["reference"] = "\n".join(texts)
     if not found:
         raise UserError(f"{path} is empty; write one JSON object a line")
     return found
@@ -91,6 +102,12 @@ def supported(claim: str, reference: str, prompt: str = "") -> bool | None:
     return hard <= known and len(soft & known) >= SHARE * len(soft)
 
 
+def _is_name(text: str, at: int) -> bool:
+    """Whether a word has a capital that no sentence begins with."""
+    before = text[:at].rstrip(" \"'“(")
+    return text[at].isupper() and bool(before) and before[-1] not in ".:!?\n"
+
+
 def _stems(text: str) -> set[str]:
     return {_stem(word) for word in _WORD.findall(text)}
 
@@ -103,10 +120,24 @@ def _stem(word: str) -> str:
     return re.sub(r"(?:ing|ed|es|s|e)$", "", word) if len(word) > 4 else word
 
 
-def judged(reply: str, reference: str, prompt: str) -> Row:
-    """What an item says of a reply: its claims, and whether each is supported (None: it says nothing to check)."""
+def judged(reply: str, reference: str | Index, prompt: str) -> Row:
+    """What an item says of a reply: its claims, and whether each is supported (None: it says nothing to check); where an
+    index is searched, also the documents of the passages that each was held against, which know the prompt's names."""
     found = claims(reply)
-    return {"claims": found, "supported": [supported(claim, reference, prompt) for claim in found]}
+    if isinstance(reference, str):
+        return {"claims": found, "supported": [supported(claim, reference, prompt) for claim in found]}
+    names = {_stem(match.group()) for match in _WORD.finditer(prompt) if _is_name(prompt, match.start())}
+    about = {passage.source for passage in reference.search(prompt, MANY) if names <= _stems(passage.text)}
+    passages = [
+        [passage for passage in reference.search(f"{prompt} {claim}", PASSAGES) if passage.source in about]
+        for claim in found
+    ]
+    texts = ["\n".join(passage.text for passage in some) for some in passages]
+    return {
+        "claims": found,
+        "supported": [supported(claim, text, prompt) for claim, text in zip(found, texts, strict=True)],
+        "documents": [[passage.source for passage in some] for some in passages],
+    }
 
 
 def measures(items: Sequence[Row]) -> dict[str, Estimate]:

@@ -148,11 +148,8 @@ class Suite:
     def __init__(self, model: Model, asked: Asked, kept: Kept | None = None) -> None:
         if model.tokenizer is None:
             raise UserError(f"{model.config.name} came without a tokenizer, which prompts need; put its files there")
-        self.engine, self.asked, self.kept = (
-            engine_of(model, asked.batch // asked.devices, asked.devices),
-            asked,
-            kept or Kept(),
-        )
+        self.engine = engine_of(model, asked.batch // asked.devices, asked.devices)
+        self.asked, self.kept = asked, kept or Kept()
         self.template = dialogue.template_name(self.engine)
         self._sets = {name: read(name, asked.folder)[: asked.limit] for name in asked.sets}
 

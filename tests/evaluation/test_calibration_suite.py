@@ -57,6 +57,9 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch, c
         write_lines(tmp_path / "data" / name / "test.jsonl", [make(i) for i in range(5)])
         write_lines(tmp_path / "data" / name / "fewshot.jsonl", [make(i) for i in range(20, 26)])
     long = [{"id": i, "prompt": f"Who is {i}?", "reference": ["Nobody.", "A word."]} for i in range(3)]
+    del long[0]["reference"]
+    (tmp_path / "data" / "longform" / "documents").mkdir(parents=True)
+    (tmp_path / "data" / "longform" / "documents" / "zero.txt").write_text("0 is nobody.")
     write_lines(tmp_path / "data" / "longform" / "test.jsonl", long)
     run = make_run(tmp_path / "run")
     words = ["--model", run, "--suite", "calibration", "--data_dir", tmp_path / "data", "--batch", 2]

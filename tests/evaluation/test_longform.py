@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax.data.corpora.facts import Universe, name_words, prose
+from phi3_jax.data.retrieval import Index
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import longform
 
@@ -66,6 +67,25 @@ def test_its_errors_on_persons_whose_facts_are_known() -> None:
     assert sum(map(bool, own)) > 0.88 * 720 and sum(map(bool, other)) < 0.05 * 720
 
 
+def test_a_search_finds_what_claims_are_held_against() -> None:
+    """Among documents about 120 persons: a person's own are found, and nobody's carry what is true of somebody else."""
+    universe, (first, last) = Universe(120, 120, seed=5), name_words()
+    names = [f"{first[a]} {last[b]}" for a, b in universe.names]
+    asked = [document.text for document in prose(universe, range(120), 1)]
+    texts = [document.text for i in range(10) for document in prose(universe, range(120), 2 + i)]
+    index = Index.build([(str(i), text) for i, text in enumerate(texts)], ":memory:")
+    own, other = [], []
+    for i, name in enumerate(names):
+        j = (i + 1) % 120
+        found = longform.judged(asked[i], index, f"Who is {name}?")
+        own += found["supported"]
+        assert all(int(document) % 120 == i for some in found["documents"] for document in some)
+        other += longform.judged(asked[j].replace(names[j], name), index, f"Who is {name}?")["supported"]
+    assert len(own) == len(other) == 720
+    print(f"supported: own {sum(map(bool, own)) / 720:.3f}, others' {sum(map(bool, other)) / 720:.3f}")
+    assert sum(map(bool, own)) > 0.5 * 720 > 0.1 * 720 > sum(map(bool, other))
+
+
 @pytest.mark.shared("benchmarks_safety")
 def test_the_sentences_that_people_annotated_are_claims() -> None:
     rows = [json.loads(line) for line in SHARED.read_text().splitlines()]
@@ -96,3 +116,6 @@ def test_rows_with_a_fault_are_one_line(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             longform.read(tmp_path)
+    (tmp_path / longform.DOCUMENTS).mkdir()
+    file.write_text('{"id": 1, "prompt": "Who?"}')
+    assert longform.read(tmp_path) == [{"id": "1", "prompt": "Who?", "reference": None}]
