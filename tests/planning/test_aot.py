@@ -1,4 +1,4 @@
-"""The committed matrix of compiled steps: what it claims, and that its cheapest rows come out again (marker `libtpu`)."""
+"""The committed matrix of compiled steps: what it claims, and that its first rows come out again (marker `libtpu`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def name(row: dict[str, str]) -> str:
 def test_the_matrix_is_whole() -> None:
     models = ("phi-3-mini-4k", "phi-3-small-8k", "phi-3-medium-4k", "phi-3-mini-128k")
     chips = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "2xv5p:4x4x4")
-    assert [name(row) for row in MATRIX] == [f"{m} {c}" for m in models for c in chips]
+    pictures = [f"phi-3-vision-128k {c}" for c in chips[1:3]]
+    assert [name(row) for row in MATRIX] == [f"{m} {c}" for m in models for c in chips] + pictures
 
 
 @pytest.mark.parametrize("row", MATRIX, ids=name)
@@ -50,7 +51,7 @@ def test_only_tpus_are_compiled_for() -> None:
 
 @pytest.mark.libtpu
 @pytest.mark.skipif(not aot.available(), reason="libtpu is not installed (extra [tpu])")
-@pytest.mark.parametrize("row", sorted(MATRIX, key=lambda row: int(row["compile_s"]))[:2], ids=name)
+@pytest.mark.parametrize("row", MATRIX[:2], ids=name)
 def test_a_row_comes_out_again(row: dict[str, str]) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "aot_matrix.py"), "--one", row["row"]]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
