@@ -31,6 +31,7 @@ import numpy as np
 from phi3_jax.data import manifest as manifests
 from phi3_jax.data.corpora import reasoning
 from phi3_jax.data.windows import Windows
+from phi3_jax.records import files
 
 SHIPPED = Path(__file__).with_name("factbook.tsv.gz")
 LONGEST, LEAST, REPEATED = 20, 180, 0.05  # bytes of a value; countries of a field; of them, those that have it twice
@@ -203,4 +204,4 @@ def _rng(*numbers: int) -> np.random.Generator:
 
 def write(facts: Sequence[Fact], path: Path = SHIPPED) -> None:
     """Writes the file that ships; the same facts give the same bytes."""
-    path.write_bytes(gzip.compress("".join("\t".join(fact) + "\n" for fact in facts).encode(), 9, mtime=0))
+    files.write_bytes(path, gzip.compress("".join("\t".join(fact) + "\n" for fact in facts).encode(), 9, mtime=0))
