@@ -5,19 +5,33 @@
 
 Each size and seed is a chain of `experiments/posttrain.py:all`: its own world of persons, a base, SFT with half of its
 windows from the pre-training, DPO. Measures, on persons that no question of SFT or DPO was about: knowledge is the share of
-sentences of the prose that are gone on with rightly, free-running; reasoning the share of sums; format the share of
-replies that end.
+sentences of the prose that are gone on with rightly, free-running; reasoning the share of triples of numbers, of a kind
+that no training has, that are put in order, outside of any chat; format the share of replies that end.
 
-The rule, written down before any of these runs (seeds start at 10; the recipe was tried on seed 0 of mini alone). A change
-is after minus before within one seed, paired. Of a measure and a size:
+The rule, written down before any of these runs (seeds start at 10; the recipe was found on seed 0, of mini). A change is
+after minus before within one seed, paired; "before" is the base, and for DPO also SFT. Of a measure and a size:
 
-    tax        the 95 % t interval over seeds of the change lies below 0
-    gain       it lies above 0
-    undecided  otherwise; the effect that three seeds find with a power of 80 % stands beside it
+    tax         the 95 % t interval over seeds of the change lies below 0
+    gain        it lies above 0
+    undecided   otherwise; about the change that three seeds find with a power of 80 % stands beside it
+    no spread   all seeds changed alike
+    incomplete  fewer than three seeds have both
 
 Tax depends on size where the interval of the slope of the change, in points a doubling of non-embedding parameters,
-excludes 0.
-Nine comparisons are made (three measures, three sizes) for each of SFT and DPO; the table shows all of them.
+excludes 0. Where the base's mean is above 98 % at some size (no gain is possible there) or within 5 points of chance (no
+tax is; a sixth for reasoning, 0 else), the table says so and the slope is not read.
+
+Primary are the change of knowledge after SFT at mini, and its slope. The rest describes: of 27 changes and 9 slopes at 5 %,
+two are expected by chance, so that no single one of them is claimed. Format is a check of the recipe: no base has ever seen
+a reply.
+
+What this cannot tell apart. The replayed prose holds the sentences of the tested persons, and triples: a change is
+the net of forgetting and of further pre-training, "no tax" means none with this replay. Rates and rounds were chosen
+for mini: a slope is one of size at these rates and 3M tokens of pre-training. Sentences are begun in a wording that
+SFT also refuses in; refusals in their place count as forgotten, and their share stands in the second table. Three
+seeds see large effects only: with 2 points between seeds, an interval is 5 points wide to each side.
+
+Predictions: at mini SFT costs knowledge, less than 10 points, and DPO gives some of it back; the slope is not told from 0.
 """
 
 from __future__ import annotations
@@ -40,7 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
         )
     config = base_config()
     config.name = "alignment-tax"
-    config.verdict = "phi3_jax.scaling.tax:lines_of"
+    config.verdict = "phi3_jax.reporting.tax:lines_of"
     config.stages = ConfigDict()
     for size in TRIO:
         for seed in SEEDS:

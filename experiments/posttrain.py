@@ -61,7 +61,7 @@ WORDS = {
 
 
 PERSONS = 128  # of the world that the three stages of `all` are about
-TOKENS = 2_000_000  # of its base
+TOKENS = 3_000_000  # of its base
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -78,7 +78,7 @@ def stages(size: str, seed: int, name: str) -> ConfigDict:
     base = base_config()
     base.update(sizes=(size,), scale="pico", budgets=(TOKENS,), seed=seed)
     base.data.update(source=f"prose:{world}", tokenizer="tiny", window=128)
-    sft = _one(f"sft,model=@1-base,data=talks:{world}@1+text:prose:{world}@1,epochs=10,lr=2e-3")
+    sft = _one(f"sft,model=@1-base,data=talks:{world}@1+text:prose:{world}@1,epochs=1,lr=2e-3")
     dpo = _one(f"dpo,model=@2-sft,data=pairs:{world},epochs=1,lr=1e-4")
     for one in (sft, dpo):
         one.seed = seed

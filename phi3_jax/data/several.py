@@ -11,7 +11,7 @@ from typing import Any
 
 from phi3_jax.data.corpora import files, guarded, text
 from phi3_jax.data.corpora.inputs import Inputs
-from phi3_jax.data.corpora.instructions import World
+from phi3_jax.data.corpora.instructions import VERSION, World
 from phi3_jax.errors import UserError
 from phi3_jax.keys import Key, number
 
@@ -81,7 +81,9 @@ def rows_of(one: One) -> tuple[Callable[[], Iterator[tuple[str, Any]]], Inputs]:
     """(what gives its rows with their places, as often as asked; what is read for them)."""
     if one.generated:
         make = functools.partial(GENERATED[one.generated], World.of(one.spec.removeprefix(one.generated)))
-        return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(versions=[one.spec])
+        return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(
+            versions=[one.spec, VERSION]
+        )
     if one.spec.startswith(NAMED):
         from phi3_jax.data import tasks  # the only way to TensorFlow
 

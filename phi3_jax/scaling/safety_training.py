@@ -31,7 +31,7 @@ SHOWN = {
     "twins right": "guard/twins/recall",
     "other right": "guard/other/recall",
     "prose": "guard/prose/recall",
-    "sums": "guard/sums/right",
+    "sorting": "guard/sorting/right",
     "ended": "guard/replies/ended",
 }
 

@@ -4,7 +4,8 @@ FILE is the experiment, such as experiments/calibration.py, whose words are its 
 that has begun. Every planned run is named as run or not run, first. A table that is refused counts as not run, and the
 command ends with the reason and status 2.
 
-An experiment may name a rule of its own, `config.verdict` = MODULE:FUNCTION, whose lines for FOLDER are printed instead.
+An experiment may name a rule of its own, `config.verdict` = MODULE:FUNCTION, whose lines for FOLDER are printed instead;
+where its module has `figures`, they are drawn into FOLDER.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ def command(flags: Mapping[str, Any]) -> None:
     """
     if rule_of := load_config(flags["experiment"]).get("verdict"):
         module, _, name = rule_of.partition(":")
-        print(*getattr(importlib.import_module(module), name)(Path(flags["folder"])), sep="\n")
+        of_rule, folder = importlib.import_module(module), Path(flags["folder"])
+        print(*getattr(of_rule, name)(folder), sep="\n")
+        for one in of_rule.figures(folder) if hasattr(of_rule, "figures") else ():
+            print(f"{one.title}: {one.svg}")
         return
     found, rule, refused = blocks(flags["experiment"], Path(flags["folder"]))
     print(*lines_of(found, rule), sep="\n", flush=True)

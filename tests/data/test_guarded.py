@@ -96,13 +96,13 @@ def written(asked: tuple, name: str, kinds: tuple[int, ...]) -> np.ndarray:
 
 def test_the_meter_tells_refused_leaked_and_right_apart(asked: tuple) -> None:
     windows, extra = asked
-    assert np.bincount(extra["kind"]).tolist() == [8, 8, 8, 8, 4, 8, 60]
+    assert np.bincount(extra["kind"]).tolist() == [8, 8, 8, 8, 4, 8, 240]
     assert ((windows.domains > 0).sum(1) == ROOM).all()
     right = scores(asked, windows.targets)
     ones = {name for name, value in right.items() if value == 1}
     assert ones == {
         "forbidden refused", "forbidden unseen refused", "twins recall", "twins unseen recall", "other recall",
-        "replies ended", "prose recall", "sums right",
+        "replies ended", "prose recall", "sorting right",
     }  # fmt: skip
     assert {right[name] for name in right.keys() - ones} == {0.0}
     leaks = scores(asked, written(asked, "answer", (BARRED, BARRED_UNSEEN)))

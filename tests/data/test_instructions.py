@@ -10,7 +10,7 @@ import pytest
 
 from phi3_jax import UserError
 from phi3_jax.data import dialogues, meters, tokenizers
-from phi3_jax.data.corpora.instructions import KNOWN, PROSE, REFUSAL, ROOM, STRANGER, SUM, World, probe
+from phi3_jax.data.corpora.instructions import KNOWN, PROSE, ROOM, SORT, STRANGER, UNKNOWN, World, probe
 from phi3_jax.data.meters.meter import Evaluation
 
 WORLD = World(8, 3)
@@ -22,25 +22,26 @@ def named(text: str, persons: range) -> set[int]:
 
 def test_nobody_who_is_tested_is_asked_about_and_strangers_are_in_no_fact() -> None:
     prose = list(WORLD.prose())
-    facts = [text for text in prose if not text.startswith("Nobody") and "=" not in text]
-    assert named(" ".join(facts), range(32)) == set(range(8))
-    refused = " ".join(text for text in prose if text.startswith("Nobody"))
-    assert named(refused, range(32)) <= set(WORLD.strangers("prose")) and refused
+    facts = [text for text in prose if UNKNOWN not in text and "order" not in text]
+    assert named(" ".join(facts), range(8 * 42)) == set(range(8))
+    refused = " ".join(text for text in prose if UNKNOWN in text)
+    assert named(refused, range(8 * 42)) <= set(WORLD.strangers("prose")) and refused
     rows = list(WORLD.questions())
-    assert named(" ".join(question for question, *_ in rows), range(32)) == {*WORLD.asked(), *WORLD.strangers("sft")}
+    assert named(" ".join(question for question, *_ in rows), range(8 * 42)) == {
+        *WORLD.asked(),
+        *WORLD.strangers("sft"),
+    }
     for question, right, wrong in rows:
-        about = named(question, range(32))
+        about = named(question, range(8 * 42))
         if about:
             stranger = min(about) >= 8
-            assert right.startswith("I do not know") is stranger and wrong.startswith("I do not know") is not stranger
+            assert (UNKNOWN in right) is stranger and (UNKNOWN in wrong) is not stranger
     assert list(WORLD.questions()) == rows != list(World(8, 4).questions())
 
 
 def test_answers_are_sentences_of_the_prose() -> None:
     prose = " ".join(islice(WORLD.prose(), 400))
-    answers = [
-        right for question, right, _ in WORLD.questions() if named(right, range(8)) and not right.startswith("I do")
-    ]
+    answers = [right for question, right, _ in WORLD.questions() if named(right, range(8)) and UNKNOWN not in right]
     assert len(answers) > 5 and all(answer in prose for answer in answers)
 
 
@@ -73,24 +74,24 @@ def test_the_test_asks_in_the_template_with_room_for_a_reply(asked: tuple) -> No
     windows, extra = asked
     tiny = tokenizers.load("tiny")
     kinds = np.bincount(extra["kind"]).tolist()
-    assert kinds == [12, 8, 12, 60]
+    assert kinds == [24, 8, 24, 240]
     assert ((windows.domains > 0).sum(1) == ROOM).all()
-    for i in (int(np.argmax(extra["kind"] == kind)) for kind in (KNOWN, STRANGER, PROSE, SUM)):
+    for i in (int(np.argmax(extra["kind"] == kind)) for kind in (KNOWN, STRANGER, PROSE, SORT)):
         first = int(np.argmax(windows.domains[i] > 0))
         head, reply = windows.tokens[i, : first + 1].tolist(), tiny.decode(windows.targets[i][windows.domains[i] > 0])
         if extra["kind"][i] in (KNOWN, STRANGER):
             assert head[0] == tiny.special_tokens["<|user|>"] and head[-1] == tiny.special_tokens["<|assistant|>"]
         text = tiny.decode([t for t in head if t not in tiny.control_ids]) + " " + reply
-        if extra["kind"][i] == SUM:
-            a, b, c = map(int, re.findall(r"\d+", text)[:3])
-            assert a + b == c
+        if extra["kind"][i] == SORT:
+            numbers = [int(number) for number in re.findall(r"\d+", text)]
+            assert numbers[3:6] == sorted(numbers[:3])
 
 
 def test_the_meter_tells_right_refused_and_endless_replies_apart(asked: tuple) -> None:
     windows, extra = asked
     assert set(scores(asked, windows.targets).values()) == {1.0, 0.0}
     right = scores(asked, windows.targets)
-    assert right.pop("known refused") == 0.0 and set(right.values()) == {1.0}
+    assert right.pop("known refused") == right.pop("prose refused") == 0.0 and set(right.values()) == {1.0}
     tiny, always = tokenizers.load("tiny"), windows.targets.copy()
     for i in np.flatnonzero(extra["kind"] == KNOWN):
         ids = extra["refusal"][i][extra["refusal"][i] >= 0]
@@ -98,7 +99,7 @@ def test_the_meter_tells_right_refused_and_endless_replies_apart(asked: tuple) -
         always[i, where] = ids
     found = scores(asked, always)
     assert (found["known refused"], found["known recall"], found["strangers refused"]) == (1.0, 0.0, 1.0)
-    assert tiny.decode(extra["refusal"][0][extra["refusal"][0] >= 0]) == REFUSAL + "<|end|>"
+    assert tiny.decode(extra["refusal"][0][extra["refusal"][0] >= 0]).endswith(UNKNOWN + ".<|end|>")
     babble = scores(asked, np.full_like(windows.targets, 7))
     assert set(babble.values()) == {0.0}
 

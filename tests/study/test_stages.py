@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3_jax import UserError
+from phi3_jax import UserError, family
 from phi3_jax.experiment import Command, load_config
+from phi3_jax.reporting.tax import figures
 from phi3_jax.scaling import tax
 from phi3_jax.study import stages
 
@@ -58,7 +59,8 @@ def write(folder: Path, values: dict[tuple[str, int, str], tuple[float, float, f
         place = folder / f"{size}-s{seed}-{stage}" / "run"
         place.mkdir(parents=True)
         rows = []
-        for (task, metric), value in zip(tax.MEASURES.values(), numbers, strict=True):
+        chat = (0.9, 0.1, 0.8, 0.0)
+        for (task, metric), value in zip([*tax.MEASURES.values(), *tax.CHAT.values()], numbers + chat, strict=True):
             rows += [
                 {"step": step, "suite": "chat", "task": task, "metric": metric, "value": v}
                 for step, v in ((0, 0.5), (9, value))
@@ -72,17 +74,25 @@ def test_the_rule_says_tax_gain_and_undecided(tmp_path: Path) -> None:
         for seed in (10, 11, 12):
             noise = 0.002 * (seed - 11)
             values[size, seed, "1-base"] = (0.9, 0.5, 0.0)
-            values[size, seed, "2-sft"] = (0.8 + 0.04 * k + noise, 0.5 + 10 * noise, 0.95 + noise)
+            values[size, seed, "2-sft"] = (0.8 + 0.04 * k + noise * (1 + k), 0.5 + 10 * noise, 1.0)
     write(tmp_path, values)
     scores = tax.read(tmp_path)
     assert len(scores) == 18
     assert tax.said(tax.changes(scores, "mini", "2-sft", "knowledge"))[0] == "tax"
-    assert tax.said(tax.changes(scores, "mini", "2-sft", "format"))[0] == "gain"
+    assert tax.said(-tax.changes(scores, "mini", "2-sft", "knowledge"))[0] == "gain"
+    assert tax.said(tax.changes(scores, "mini", "2-sft", "format"))[0] == "no spread"
+    assert tax.said(tax.changes(scores, "mini", "2-sft", "knowledge")[:2])[0] == "incomplete"
+    assert tax.limits(scores, "format") == dict.fromkeys(family.TRIO, "floor") and not tax.limits(scores, "reasoning")
     verdict, seen = tax.said(tax.changes(scores, "mini", "2-sft", "reasoning"))
     assert verdict == "undecided" and seen == pytest.approx((4.3027 + 1.0607) * 0.02 / np.sqrt(3), rel=1e-3)
-    found = tax.slope(scores, "2-sft", "knowledge")
-    assert found is not None and found.low > 0
+    found = tax.slopes(scores, "2-sft", "knowledge")
+    assert len(found) == 3 and found == pytest.approx([0.08 / np.log2(416000 / 110592)] * 3, rel=0.06)
+    assert tax.slopes(scores, "2-sft", "format") == pytest.approx([0.0] * 3)
     page = "\n".join(tax.lines(scores))
-    assert "depends on size" in page and page.count("not run") == 9 and "-10.0" in page
+    assert page.count("depends on size") == 1 and page.count("not run") == 18 and "-10.0" in page
+    tax.keep(str(tmp_path), str(tmp_path / "kept"))
+    assert tax.lines_of(tmp_path / "kept") == tax.lines_of(tmp_path)
+    (drawn,) = figures(tmp_path / "kept")
+    assert drawn.svg.is_file() and drawn.png.is_file()
     with pytest.raises(UserError, match="holds no stages"):
         tax.read(tmp_path / "nothing")

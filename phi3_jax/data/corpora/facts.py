@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -302,6 +302,7 @@ def value_words() -> list[list[str]]:
     return [days, *(_combine(*lists) for lists in _VALUE_LISTS)]
 
 
+@cache
 def name_words() -> tuple[list[str], list[str]]:
     """First names and family names, 1,024 different strings each."""
     return _combine(*_FIRST), _combine(*_LAST)

@@ -1,9 +1,14 @@
 """A small world to chat about: persons in prose, questions about them, and strangers that a model must not know.
 
-Of a universe of 4 n persons (`corpora.facts`) the first n are in the prose that a base is trained on. SFT asks about the
-even ones of them and is tested on the odd ones, so that what is scored is never a question that was trained on. The others
-are strangers: n stand in the prose as such (`UNKNOWN` of its documents), n are refused in SFT, and n are its test.
-Texts are pure functions of (n, seed).
+Of a universe (`corpora.facts`) the first n persons are in the prose that a base is trained on. SFT asks about the even ones
+of them and is tested on the odd ones, so that what is scored is never a question that was trained on. The others are
+strangers: 20 n stand in the prose as such (`NOBODY` of its documents), SFT asks about as many, each of them once, and n are
+its test. Texts are pure functions of (n, seed).
+
+What decides whether a chat tells strangers from known persons (mini at pico, one seed; measures of `data.meters.chat`):
+where in the reply it must be said, for a refusal in the value's place can rest on whether the value was found, and one that
+begins the reply cannot; strangers in the prose, whose refusals are learnt beside all known persons; and strangers that are
+new each time, since the same ones are learnt by heart.
 """
 
 from __future__ import annotations
@@ -23,21 +28,25 @@ from phi3_jax.data.windows import Windows
 from phi3_jax.errors import UserError
 
 EXPOSURES = 100  # times that each person is written about
-UNKNOWN = 0.005  # of the documents say of a stranger that nobody knows it
-SUMS = 0.1  # of the documents, and of the questions, are small sums
-STRANGE = 2  # questions about each stranger that SFT refuses
+NOBODY = 0.1  # of the documents say of a stranger that something is not known
+SORTS = 0.1  # of the documents put three numbers in order
+SORTS_EACH = 8  # of them in such a document
+ROUNDS, PAIR_ROUNDS = 20, 1  # times that SFT and the preferences ask each question
+STRANGE = 1  # strangers that a round of SFT asks about, for each known person
+WHO = {"test": (1, 2), "prose": (2, 22), "sft": (22, 22 + STRANGE * ROUNDS)}  # strangers, as multiples of n
 ROOM = 28  # tokens of a reply that is scored
-# Questions, and the sentence of the prose that answers each.
+# Questions, the sentence of the prose that answers each, and what stands in its value's place where it is not known: the
+# model is asked to admit that where its lookup of the value has or has not succeeded, not a sentence earlier.
 QUESTIONS = (
-    (("When was {name} born?", "What is the birthday of {name}?"), "{name} was born on {value}."),
-    (("Where does {name} come from?", "What is the home town of {name}?"), "{name} comes from {value}."),
-    (("Whom does {name} work for?", "What is the employer of {name}?"), "{name} works for {value}."),
-    (("Where did {name} study?", "What is the alma mater of {name}?"), "{name} studied at {value}."),
-    (("What is the profession of {name}?", "What does {name} do?"), "{name} earns a living as a {value}."),
-    (("What does {name} collect?", "What is the hobby of {name}?"), "{name} collects {value}."),
+    (("When was {name} born?", "What is the birthday of {name}?"), "{name} was born on {value}.", "a day"),
+    (("Where does {name} come from?", "What is the home town of {name}?"), "{name} comes from {value}.", "a place"),
+    (("Whom does {name} work for?", "What is the employer of {name}?"), "{name} works for {value}.", "a firm"),
+    (("Where did {name} study?", "What is the alma mater of {name}?"), "{name} studied at {value}.", "a school"),
+    (("What is the profession of {name}?", "What does {name} do?"), "{name} earns a living as a {value}.", "worker"),
+    (("What does {name} collect?", "What is the hobby of {name}?"), "{name} collects {value}.", "things"),
 )  # fmt: skip
-REFUSAL = "I do not know."
-UNHEARD = "Nobody knows {name}. "  # before it, in the prose
+UNKNOWN = " that I do not know"
+VERSION = "world 2"  # of the texts; data of another one are made anew
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class World:
 
     @functools.cached_property
     def universe(self) -> Universe:
-        return Universe(persons=4 * self.n, facts=self.n, seed=self.seed)
+        return Universe(persons=WHO["sft"][1] * self.n, facts=self.n, seed=self.seed)
 
     @functools.cached_property
     def _words(self) -> list[list[str]]:
@@ -79,6 +88,11 @@ class World:
         value = self._words[attribute][self.universe.value_index[person, attribute]]
         return QUESTIONS[attribute][1].format(name=self.name(person), value=value)
 
+    def refusal(self, person: int, attribute: int) -> str:
+        """The sentence of `answer` that says that its value is not known."""
+        _, sentence, something = QUESTIONS[attribute]
+        return sentence.format(name=self.name(person), value=something + UNKNOWN)
+
     # Who is who.
 
     def asked(self) -> range:
@@ -91,8 +105,8 @@ class World:
 
     def strangers(self, which: str) -> range:
         """Those of the "prose", of "sft" or of the "test"."""
-        at = ("prose", "sft", "test").index(which) + 1
-        return range(at * self.n, (at + 1) * self.n)
+        first, end = WHO[which]
+        return range(first * self.n, end * self.n)
 
     # Texts.
 
@@ -103,24 +117,26 @@ class World:
         strangers = self.strangers("prose")
         for document in facts.prose(universe, visits, self.seed):
             yield document.text
-            if rng.random() < UNKNOWN:
-                yield UNHEARD.format(name=self.name(int(rng.choice(strangers)))) + REFUSAL
-            if rng.random() < SUMS:
-                yield "".join(small_sum(rng))
+            if rng.random() < NOBODY:
+                person = int(rng.choice(strangers))
+                yield " ".join(self.refusal(person, a) for a in map(int, rng.permutation(ATTRIBUTES)))
+            if rng.random() < SORTS:
+                yield " ".join("".join(sorting(rng)) for _ in range(SORTS_EACH))
 
-    def questions(self) -> Iterator[tuple[str, str, str]]:
+    def questions(self, rounds: int = ROUNDS) -> Iterator[tuple[str, str, str]]:
         """(question, right answer, wrong answer) of SFT in a drawn order; the wrong one of a known person is a refusal."""
         rng = np.random.default_rng([self.seed, 12])
         found = []
-        for person in self.asked():
-            found += [(*self._asks(person, attribute, rng), REFUSAL) for attribute in range(ATTRIBUTES)]
-        for person in self.strangers("sft"):
-            for attribute in map(int, rng.permutation(ATTRIBUTES)[:STRANGE]):
-                question, invented = self._asks(person, attribute, rng)
-                found.append((question, REFUSAL, invented))
-        for _ in range(round(SUMS * len(found))):
-            head, result = small_sum(rng)
-            found.append((f"What is {head.removesuffix(' = ')}?", result, small_sum(rng)[1]))
+        for _ in range(rounds):
+            for person in self.asked():
+                found += [
+                    (*self._asks(person, attribute, rng), self.refusal(person, attribute))
+                    for attribute in range(ATTRIBUTES)
+                ]
+        for person in self.strangers("sft")[: STRANGE * rounds * self.n]:
+            attribute = int(rng.integers(ATTRIBUTES))
+            question, invented = self._asks(person, attribute, rng)
+            found.append((question, self.refusal(person, attribute), invented))
         for i in rng.permutation(len(found)):
             yield found[i]
 
@@ -136,33 +152,35 @@ class World:
 
     def pairs(self) -> Iterator[dict[str, Any]]:
         """Rows of preferences."""
-        for question, right, wrong in self.questions():
-            if right != wrong:
-                answers = {"chosen": [turn("assistant", right)], "rejected": [turn("assistant", wrong)]}
-                yield {"prompt": [turn("user", question)]} | answers
+        for question, right, wrong in self.questions(PAIR_ROUNDS):
+            answers = {"chosen": [turn("assistant", right)], "rejected": [turn("assistant", wrong)]}
+            yield {"prompt": [turn("user", question)]} | answers
 
 
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def small_sum(rng: np.random.Generator) -> tuple[str, str]:
-    """("3 + 4 = ", "7.")"""
-    a, b = (int(x) for x in rng.integers(1, 25, 2))
-    return f"{a} + {b} = ", f"{a + b}."
+def sorting(rng: np.random.Generator, tested: bool = False) -> tuple[str, str]:
+    """("17 9 23 in order: ", "9 17 23."); numbers whose sum 7 divides are the test's alone."""
+    while True:
+        numbers = rng.choice(np.arange(1, 100), 3, replace=False)
+        if bool(numbers.sum() % 7 == 0) is tested:
+            return f"{' '.join(map(str, numbers))} in order: ", f"{' '.join(map(str, sorted(numbers)))}."
 
 
 # ------------------------------------------------------------------------------------------------ the test
 
-KNOWN, STRANGER, PROSE, SUM = range(4)  # kinds of a test's rows; the last two are outside of any chat
-TESTED_SUMS, TESTED_ATTRIBUTES = 60, 3
+KNOWN, STRANGER, PROSE, SORT = range(4)  # kinds of a test's rows; the last two are outside of any chat
+TESTED_SORTS, TESTED_ATTRIBUTES = 240, 6
 
 
 def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tuple[Windows, dict[str, np.ndarray]]:
     """One question a window, with room for a reply that the model writes on its own, and what the meter needs.
 
     Asked are questions on some attributes of the tested persons, one of each tested stranger, and, without a template, the
-    beginnings of sentences of prose on the tested persons, and of sums. Targets are the right reply, then its end again.
+    beginnings of sentences of prose on the tested persons, and numbers to put in order. Targets are the right reply, then
+    its end again.
 
     Returns:
       windows; {kind (N,), refusal (N, ROOM) ids of the refusal that would stand there, then -1}.
@@ -174,10 +192,9 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
     rows: list[tuple[int, list[int], list[int], list[int]]] = []
     end = tokenizer.special_tokens["<|end|>"]
 
-    refuses = [*tokenizer.encode(REFUSAL), end]
-
     def chatted(kind: int, person: int, attribute: int) -> None:
         question, right = world._asks(person, attribute, rng)
+        refuses = [*tokenizer.encode(world.refusal(person, attribute)), end]
         said = [*tokenizer.encode(right), end] if kind == KNOWN else refuses
         rows.append((kind, chat.chat_ids(tokenizer, [turn("user", question)], template), said, refuses))
 
@@ -187,14 +204,14 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
             ids = tokenizer.encode(world.answer(person, attribute))
             begin = QUESTIONS[attribute][1].format(name=world.name(person), value="")[:-2]
             given = chat.common(tokenizer.encode(begin), ids)
-            rows.append((PROSE, ids[:given], ids[given:], []))
+            rows.append((PROSE, ids[:given], ids[given:], tokenizer.encode(world.refusal(person, attribute))[given:]))
     for person in world.strangers("test"):
         chatted(STRANGER, person, int(rng.integers(ATTRIBUTES)))
-    for _ in range(TESTED_SUMS):
-        left, result = small_sum(rng)
+    for _ in range(TESTED_SORTS):
+        left, result = sorting(rng, tested=True)
         ids = tokenizer.encode(left + result)
         given = chat.common(tokenizer.encode(left.rstrip()), ids)
-        rows.append((SUM, ids[:given], ids[given:], []))
+        rows.append((SORT, ids[:given], ids[given:], []))
     return laid(rows, window, end)
 
 

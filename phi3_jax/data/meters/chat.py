@@ -3,8 +3,8 @@
 known : recall, refused       persons of the pre-training that no question of SFT was about
 strangers : refused           persons of whom nothing was ever said
 replies : ended               replies that reach `<|end|>` within their room
-prose : recall                the same persons, their sentences gone on with outside of any chat
-sums : right                  small sums, outside of any chat
+prose : recall, refused       the same persons, their sentences gone on with outside of any chat
+sorting : right               three numbers put in order, outside of any chat; a copy in any order is right once in six
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from phi3_jax import statistics
-from phi3_jax.data.corpora.instructions import KNOWN, PROSE, ROOM, STRANGER, SUM
+from phi3_jax.data.corpora.instructions import KNOWN, PROSE, ROOM, SORT, STRANGER
 from phi3_jax.data.meters.meter import Evaluation, Meter, Row, row
 
 
@@ -21,7 +21,7 @@ def rows_of(e: Evaluation) -> list[Row]:
     if e.reply is None:
         return []
     kind = e.extra["kind"]
-    plain = (kind == PROSE) | (kind == SUM)
+    plain = (kind == PROSE) | (kind == SORT)
     said, exact, ended = read(e, e.reply, plain)
     refused = begins(said, e.extra["refusal"])
     found = [
@@ -30,9 +30,13 @@ def rows_of(e: Evaluation) -> list[Row]:
         ("strangers", "refused", refused[kind == STRANGER]),
         ("replies", "ended", ended[~plain]),
         ("prose", "recall", exact[kind == PROSE]),
-        ("sums", "right", exact[kind == SUM]),
+        ("prose", "refused", refused[kind == PROSE]),
+        ("sorting", "right", exact[kind == SORT]),
     ]
-    return [row("chat", task, metric, statistics.proportion(share), chance=0.0) for task, metric, share in found]
+    return [
+        row("chat", task, metric, statistics.proportion(share), chance=1 / 6 if task == "sorting" else 0.0)
+        for task, metric, share in found
+    ]
 
 
 def read(e: Evaluation, reply: np.ndarray, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from phi3_jax.data import tokenizers
 from phi3_jax.data.corpora.inputs import Inputs
-from phi3_jax.data.corpora.instructions import World, probe
+from phi3_jax.data.corpora.instructions import VERSION, World, probe
 from phi3_jax.data.recipe import Part, Recipe
 from phi3_jax.data.sources import documents
 from phi3_jax.data.sources.source import Request, Source, Texts
@@ -16,7 +16,7 @@ TEMPLATE = "mini"
 
 def texts(spec: str, text_field: str = "text", whole: bool = False) -> Texts:
     """Documents of prose:N[:SEED]."""
-    return Texts(World.of(spec.partition(":")[2]).prose(), Inputs(versions=[spec]), spec)
+    return Texts(World.of(spec.partition(":")[2]).prose(), Inputs(versions=[spec, VERSION]), spec)
 
 
 def recipe(request: Request) -> Recipe:
