@@ -1,6 +1,6 @@
 """Useful tokens/s of post-training compared with TRL, and the step of adapters compared with the full one.
 
-    python benchmarks/posttrain.py [--cases sft:pico,sft:7.5M,dpo:pico,dpo:7.5M,lora:69M] [--runs 7]
+    python benchmarks/posttrain.py [--cases sft:pico,sft:7.5M,dpo:pico,dpo:7.5M,lora:69M] [--runs 7] [--tunix PYTHON]
 
 `sft` and `dpo`: both sides go over the same conversations, or pairs, whose lengths are log-normal (medians: prompts 120
 tokens, answers 250, as in UltraFeedback), as many a step. `useful` tokens are those that are no padding, once for each
@@ -9,6 +9,10 @@ columns are empty) runs its own trainer's step, sdpa attention, padded to the lo
 packing of SFT with `use_cache=False`, without which documents see one another. Both get the same ids, and the
 log-probabilities of the reference from before, so that no side pays for a second model. `used` is the share of positions
 that hold tokens.
+
+`tunix` of `dpo` is the preparation and step of its DPOTrainer, on the model of `phi3_jax.interop.nnx` (it has no Phi of its
+own), padded to the longest prompt and response as its records are; it computes the reference in each step, its only
+way. --tunix names the Python of an environment with it: `pip install -e . google-tunix==0.1.7`.
 
 `lora`: a step that trains adapters of rank 16 on all projections, and one that trains all weights, same batch.
 
@@ -40,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from train_step import SHAPES, busy, model_of, note
 
 CASES = ("sft:pico", "sft:7.5M", "dpo:pico", "dpo:7.5M", "lora:69M")
-SIDES = {"sft": ("phi3_jax", "trl", "trl packed"), "dpo": ("phi3_jax", "trl"), "lora": ("adapters", "full")}
+SIDES = {"sft": ("phi3_jax", "trl", "trl packed"), "dpo": ("phi3_jax", "trl", "tunix"), "lora": ("adapters", "full")}
 STEPS = 4  # that a turn takes of `sft` and `dpo`
 ROWS = {"sft:pico": 16, "sft:7.5M": 4, "dpo:pico": 8, "dpo:7.5M": 2}  # conversations, or pairs, a step
 WINDOW = {"sft": 1024, "dpo": 2048}
@@ -176,9 +180,9 @@ def trl(case: str, packed: bool) -> tuple[Turn, float]:
     logging.disable(logging.WARNING)
     import torch
     from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
     from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
-
-    from phi3_jax.data.tokenizers import TINY
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     method, _, shape = case.partition(":")
@@ -190,9 +194,8 @@ def trl(case: str, packed: bool) -> tuple[Turn, float]:
         eos_token_id=2, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False,
     )  # fmt: skip
     model = Phi3ForCausalLM(config)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(TINY / "tokenizer.json"), pad_token="<unk>", eos_token="</s>"
-    )
+    words = WordLevel({"<unk>": 0, "</s>": 2, "a": 4, "b": 5, "c": 6}, unk_token="<unk>")  # a trainer asks for a tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="<unk>", eos_token="</s>")
     common: dict[str, Any] = dict(
         output_dir=tempfile.mkdtemp(), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
         learning_rate=1e-4, disable_tqdm=True, save_strategy="no", logging_strategy="no", max_length=None,
@@ -239,6 +242,60 @@ def trl(case: str, packed: bool) -> tuple[Turn, float]:
     return turn, useful(case) / positions
 
 
+# ------------------------------------------------------------------------------------------------ tunix
+
+
+def tunix(case: str) -> tuple[Turn, float]:
+    """(a turn, share of positions in use) of DPO: tunix's own preparation of a batch, loss and step, on the same ids."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+    from tunix.sft.dpo import dpo_trainer
+
+    from phi3_jax.interop.nnx import Phi3
+    from phi3_jax.models.spec import init_params
+
+    cfg, size, rows = model_of(case.partition(":")[2]), ROWS[case], rows_of(case)
+
+    class Model(Phi3):
+        """The view as tunix calls it: valid positions come as the diagonal of a mask, and there is a cache."""
+
+        def __call__(self, tokens: Any, positions: Any, cache: Any, attention_mask: Any) -> Any:  # type: ignore[override]
+            valid = jnp.diagonal(attention_mask, axis1=-2, axis2=-1)
+            return super().__call__(tokens, positions, valid.astype(jnp.int32)), cache
+
+    def padded(lists: list[list[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, mask), as long as the longest of all rows."""
+        longest = max(len(p) if left else max(map(len, answers)) for p, answers in rows)
+        ids, mask = np.zeros((len(lists), longest), np.int32), np.zeros((len(lists), longest), np.int32)
+        for i, one in enumerate(lists):
+            where = slice(longest - len(one), None) if left else slice(len(one))
+            ids[i, where], mask[i, where] = one, 1
+        return ids, mask
+
+    params = init_params(cfg, 0)
+    trainer = dpo_trainer.DPOTrainer(
+        Model(params, cfg), Model(params, cfg), optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4)),
+        dpo_trainer.DPOTrainingConfig(beta=0.1, eval_every_n_steps=10**9, max_steps=10**9),
+    )  # fmt: skip
+    train_step = trainer.jit_train_and_eval_step()[0]
+    batches = []
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        parts = [padded([p for p, _ in some], True), *(padded([a[k] for _, a in some], False) for k in (0, 1))]
+        batches.append(dpo_trainer.TrainingInput(*(array for part in parts for array in part)))
+    positions = sum(2 * b.prompt_ids.size + b.chosen_ids.size + b.rejected_ids.size for b in batches)
+
+    def turn() -> float:
+        for batch in batches:
+            found = train_step(trainer._prepare_inputs(batch))
+        return float(jax.block_until_ready((found, nnx.state(trainer.model)))[0][0])
+
+    return turn, useful(case) / positions
+
+
 # ------------------------------------------------------------------------------------------------ turns
 
 
@@ -247,6 +304,8 @@ def serve(side: str, case: str) -> None:
     method, _, shape = case.partition(":")
     if method == "lora":
         turn, used = lora_step(side, shape)
+    elif side == "tunix":
+        turn, used = tunix(case)
     else:
         turn, used = ours(case) if side == "phi3_jax" else trl(case, side == "trl packed")
     note(case, f"{side}: the first turn, which compiles")
@@ -265,8 +324,8 @@ def serve(side: str, case: str) -> None:
 class Side:
     """The measuring process of a column, seen from the parent."""
 
-    def __init__(self, name: str, case: str) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--cases", case]
+    def __init__(self, name: str, case: str, python: str = sys.executable) -> None:
+        command = [python, __file__, "--serve", name, "--cases", case]
         tuned = {} if name.startswith("trl") else {"GLIBC_TUNABLES": MALLOC}
         self.name = name
         self._process = subprocess.Popen(
@@ -302,13 +361,15 @@ class Side:
         self._process.wait()
 
 
-def compare(case: str, runs: int) -> list[str]:
+def compare(case: str, runs: int, tunix: str) -> list[str]:
     """Runs one case; a row for each side, the first of which the others are compared with."""
     method, _, shape = case.partition(":")
     names = SIDES[method]
-    if method != "lora" and importlib.util.find_spec("trl") is None:
-        names = names[:1]
-    sides = [Side(name, case) for name in names]
+    if importlib.util.find_spec("trl") is None:
+        names = tuple(name for name in names if not name.startswith("trl"))
+    if not tunix:
+        names = tuple(name for name in names if name != "tunix")
+    sides = [Side(name, case, tunix if name == "tunix" else sys.executable) for name in names]
     for number in range(runs):
         note(case, f"turn {number + 1} of {runs}")
         for side in sides:
@@ -332,7 +393,7 @@ def compare(case: str, runs: int) -> list[str]:
 def main(flags: Mapping[str, Any]) -> None:
     if flags["serve"]:
         return serve(flags["serve"], flags["cases"][0])
-    found = [compare(case, flags["runs"]) for case in flags["cases"]]
+    found = [compare(case, flags["runs"], flags["tunix"]) for case in flags["cases"]]
     print(
         f"{'case':9}  {'side':10}  {'useful t/s':>10}  {'used':>5}  {'turn s':>7}  {'first s':>7}  {'of first':>8}  "
         f"{'in CPU s':>8}  {'others':>7}"
@@ -348,6 +409,7 @@ COMMAND = Command(
     {
         "cases": Flag(keys.Key("which to time", CASES, tuple, 1, item=keys.word("a case", None, *CASES))),
         "runs": Flag(keys.whole("turns of each side", 7, 1)),
+        "tunix": Flag(keys.local("the Python of an environment with google-tunix", "")),
         "serve": Flag(
             keys.word("", None, *dict.fromkeys(name for names in SIDES.values() for name in names)), hidden=True
         ),
