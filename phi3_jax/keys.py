@@ -172,6 +172,20 @@ class Key:
         return value
 
 
+class Auto(Key):
+    """A count, or `auto`, by which other things decide."""
+
+    @property
+    def range(self) -> str:
+        return f"auto, or {super().range}"
+
+    def read(self, text: str, shown: str) -> Any:
+        return text if text == "auto" else super().read(text, shown)
+
+    def valid(self, value: Any, shown: str) -> Any:
+        return value if value == "auto" else super().valid(value, shown)
+
+
 def whole(doc: str, default: int | None = None, low: int = 0, high: int = MOST) -> Key:
     """A count."""
     return Key(doc, default, int, low, high)

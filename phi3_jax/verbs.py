@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from phi3_jax import commands
 from phi3_jax.commands import Command, Flag
 from phi3_jax.errors import UserError, nearest
-from phi3_jax.keys import Key, local, number, share, switch, whole, word
+from phi3_jax.keys import Auto, Key, local, number, share, switch, whole, word
 
 if TYPE_CHECKING:
     from phi3_jax import experiment
@@ -201,7 +201,7 @@ Writes evals.jsonl (a row per task; rows of the same model, suite and task are r
             local("a curated corpus: scores of the items that its input did not hold stand beside those of all"), "FOLDER"
         ),
         "chat": _switch("prompts in the member's chat template"),
-        "batch": Flag(whole("rows at a time, on each device", 8, 1, 2**16)),
+        "batch": Flag(Auto("rows at a time, on each device; auto: what fits the memory, up to 64", 8, int, 1, 2**16)),
         "devices": Flag(whole("that share the work, with a whole copy of the model each", 1, 1, 2**16)),
         "seed": Flag(whole("of sampled replies", 0, 0, 2**62)),
         "allow_code_execution": _switch("HumanEval and MBPP may run what the model writes, in a sandbox"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from phi3_jax.configs import ModelConfig
 from phi3_jax.planning import memory
 
@@ -30,6 +32,19 @@ def rows_that_fit(cfg: ModelConfig, length: int, count: int, width: int, free: f
     while 2 * rows <= min(wanted, most):
         rows *= 2
     return rows
+
+
+def fit(cfg: ModelConfig, dtype: str, most: int = MOST) -> Callable[[int, int], int]:
+    """`rows_that_fit` of (length, count) for a model that computes in `dtype`, in what is free now."""
+    free = free_bytes()  # once, so that later tasks count as the first
+    width = 2 if dtype in ("bfloat16", "float16") else 4
+    return lambda length, count: rows_that_fit(cfg, length, count, width, free, most)
+
+
+def at_once(cfg: ModelConfig, longest: int, replies: int = 256) -> int:
+    """Rows for a suite whose texts are not known yet: those that fit at this length, or the context where it is shorter."""
+    length = min(longest, cfg.context)
+    return fit(cfg, "float32")(length, min(replies, length))
 
 
 def free_bytes() -> float:

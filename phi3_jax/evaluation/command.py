@@ -107,12 +107,16 @@ def run(flags: Mapping[str, Any]) -> list[Row]:
     _known(flags, tasks)
     if not tasks and not questions:
         raise UserError(f"no benchmark of {flags['suite']} can run with these flags; give --data_dir or name --tasks")
+    from phi3_jax.evaluation import batches
     from phi3_jax.evaluation.copies import engine_of
 
     devices = flags["devices"]
-    engine = engine_of(loading.load(source.path, adapter=flags["adapter"]), flags["batch"], devices)
+    auto = flags["batch"] == "auto"
+    batch = batches.at_once(loading.config_of(source.path), LEAST) if auto else flags["batch"]
+    engine = engine_of(loading.load(source.path, adapter=flags["adapter"]), batch, devices)
     kept = Kept(Path(flags["use_cache"] or out / RESUME), f"{source.identity} {phi3_jax.__version__} {engine.dtype}")
-    lm = harness.HarnessLM(engine, flags["batch"] * devices, seed=flags["seed"], kept=kept)
+    fit = batches.fit(engine.config, engine.dtype) if auto else None
+    lm = harness.HarnessLM(engine, batch * devices, seed=flags["seed"], kept=kept, fit=fit)
     base = {**source.axes, "model": source.name, "chat": flags["chat"], "limit": flags["limit"]}
     base["scorer"] = scorer.VERSION
     if flags["chat"]:
@@ -146,6 +150,11 @@ def _own(flags: Mapping[str, Any]) -> list[Row]:
     out = Path(flags["out"] or source.out)
     if source.unfinished and out.resolve() == source.out.resolve():
         raise UserError(f"{source.unfinished}, and evals.jsonl there is its trainer's; give --out DIR")
+    if flags["batch"] == "auto":
+        from phi3_jax.evaluation import batches
+
+        cfg = loading.config_of(source.path)
+        flags = {**flags, "batch": batches.at_once(cfg, cfg.context if name == LONG_CONTEXT else LEAST)}
     asked = (module.named if name == PICTURES else module.asked)(flags)  # says what is wrong before the model is loaded
     model = loading.load(source.path, adapter=flags["adapter"])
     if name == PICTURES:

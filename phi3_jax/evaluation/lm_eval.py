@@ -127,13 +127,8 @@ def _model(config: Any) -> Any:
     cache = config.use_cache
     kept = Kept(Path(cache), f"{source.identity} {__version__} {engine.dtype}") if cache else Kept()
     seed = config.seed[0] if config.seed and config.seed[0] is not None else 0
-    free = batches.free_bytes()  # once, so that later tasks count as the first
-    most, width = config.max_batch_size or batches.MOST, 2 if engine.dtype in ("bfloat16", "float16") else 4
-
-    def fit(length: int, count: int) -> int:
-        return batches.rows_that_fit(engine.config, length, count, width, free, most)
-
-    return harness.HarnessLM(engine, batch * devices, seed=seed, kept=kept, fit=None if size.isdecimal() else fit)
+    fit = None if size.isdecimal() else batches.fit(engine.config, engine.dtype, config.max_batch_size or batches.MOST)
+    return harness.HarnessLM(engine, batch * devices, seed=seed, kept=kept, fit=fit)
 
 
 def _results(config: Any, lm: Any, tasks: Sequence[Any], manager: Any) -> tuple[Any, Any]:

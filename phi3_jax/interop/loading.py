@@ -359,9 +359,11 @@ def folder_config(folder: Path, window_rule: str = "transformers") -> ModelConfi
 
 
 def config_of(path: str | Path) -> ModelConfig:
-    """The model of "hf:FOLDER" or a run, from its config.json alone."""
+    """The model of "hf:FOLDER", a run or a quantised folder, from its config.json alone."""
     text = str(path)
-    return folder_config(Path(text[3:])) if text.startswith("hf:") else run_config(find_run(Path(text))[0])
+    if text.startswith("hf:"):
+        return folder_config(Path(text[3:]))
+    return run_config(Path(text) if is_quantised(text) else find_run(Path(text))[0])
 
 
 def find_run(path: Path) -> tuple[Path, int | None]:

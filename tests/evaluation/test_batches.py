@@ -29,6 +29,13 @@ def test_a_row_takes_more_the_longer_it_is_and_the_wider_its_values() -> None:
     assert batches.free_bytes() > 0
 
 
+def test_a_suite_without_known_lengths_takes_what_fits_at_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "free_bytes", lambda: 8 * batches.row_bytes(MINI, 4096, 256, 4) / batches.SHARE * 1.01)
+    assert batches.at_once(MINI, 4096) == batches.at_once(MINI, 10**6) == 8 < batches.at_once(MINI, 1024)
+    half = batches.fit(MINI, "bfloat16", 16)
+    assert half(4096, 256) == 8 and half(512, 4) == 16, "logits are float32 whatever the rest is"
+
+
 def test_each_kind_of_request_takes_its_own_batch() -> None:
     pytest.importorskip("lm_eval")
     from phi3_jax.evaluation import harness

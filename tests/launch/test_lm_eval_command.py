@@ -66,7 +66,7 @@ def prompts(folder: Path, task: str = "sums") -> list[str]:
 def test_every_run_asks_the_same_questions_as_lm_evals_own_command(place: Path, tmp_path: Path, capsys) -> None:
     words = ["--model", place / "run", "--suite", f"lm-eval:{place / 'sums.yaml'}"]
     assert evaluate(*words, "--out", tmp_path / "a") == 0
-    assert evaluate(*words, "--out", tmp_path / "b") == 0
+    assert evaluate(*words, "--out", tmp_path / "b", "--batch", "auto") == 0
     args = ["--model_args", f"path={place / 'run'}", "--tasks", place / "sums.yaml", "--batch_size", 8]
     assert lm_eval(*args, "--log_samples", "--output_path", tmp_path / "c") == 0
     said = capsys.readouterr().out
@@ -134,6 +134,8 @@ def test_items_and_settings_can_be_chosen(place: Path, tmp_path: Path, capsys) -
         (["--samples", '{"sums": [1]}', "--limit", "3"], "leave one out"),
         (["--gen_kwargs", "beams=2"], "generation_kwargs has beams"),
         (["--system", "Be kind."], "add --chat"),
+        (["--batch", "all"], "--batch all must be auto, or an integer, 1 to 65,536"),
+        (["--batch", "0"], "--batch 0 must be auto, or an integer"),
         (["--use_cache", "."], "cannot read ."),
     ],
 )
