@@ -169,8 +169,9 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
     for _ in range(TESTED_SORTS):
         left, result = sorting(rng, tested=True)
         plain(SORT, left.rstrip(), left + result)
-    windows, extra = laid(rows, window, end)
+    order = sorted(range(len(rows)), key=lambda i: rows[i][0])  # as in `instructions.probe`
+    windows, extra = laid([rows[i] for i in order], window, end)
     answer = np.full_like(extra["refusal"], -1)
-    for i, ids in enumerate(known):
+    for i, ids in enumerate(known[k] for k in order):
         answer[i, : len(ids)] = ids[: answer.shape[1]]
     return windows, extra | {"answer": answer}

@@ -212,6 +212,7 @@ def probe(world: World, tokenizer: Tokenizer, template: str, window: int) -> tup
         ids = tokenizer.encode(left + result)
         given = chat.common(tokenizer.encode(left.rstrip()), ids)
         rows.append((SORT, ids[:given], ids[given:], []))
+    rows.sort(key=lambda row: row[0])  # a batch takes as many passes as its longest reply, and those of a chat are long
     return laid(rows, window, end)
 
 
