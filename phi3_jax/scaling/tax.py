@@ -146,9 +146,9 @@ def lines(scores: Scores) -> list[str]:
                     continue
                 verdict, seen = said(change)
                 e = statistics.over_seeds(change) if verdict not in ("incomplete", "no spread") else None
-                interval = f"[{e.low:.1f}, {e.high:.1f}]" if e else ""
+                interval, least = (f"[{e.low:.1f}, {e.high:.1f}]", f"{seen:.1f}") if e else ("", "")
                 level = 100 * np.mean([one[measure] for (s, _, at), one in scores.items() if (s, at) == (size, before)])
-                numbers = f"{len(change):5}  {level:7.1f}  {change.mean():+7.1f}  {interval:>16}  {seen:6.1f}"
+                numbers = f"{len(change):5}  {level:7.1f}  {change.mean():+7.1f}  {interval:>16}  {least:>6}"
                 out.append(f"{begin}  {size:7}  {numbers}  {verdict}" + (f" ({end[size]})" if size in end else ""))
             found = 100 * slopes(scores, stage, measure, before)
             if len(found) >= SEEDS:
