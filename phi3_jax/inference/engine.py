@@ -463,6 +463,7 @@ class Engine:
     def _begun(self, keys: Sequence[Key], shared: int) -> Iterator[tuple[scoring.Before | None, Sequence[Key]]]:
         """Rows, and what they share, read: one prefix for those of each LongRoPE list."""
         if not shared or self._layout != ANYWHERE:
+            self._kept_before.clear()  # whoever shares nothing needs the memory, and a beginning is soon read again
             yield None, keys
             return
         ids = keys[0][0][:shared]

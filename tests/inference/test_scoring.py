@@ -88,6 +88,8 @@ def test_it_is_read_once_and_programs_are_few() -> None:
     assert read == [SHARED], "once for all calls that begin alike"
     engine.score(few_shot(engine.config, 1), SHARED)
     assert read == [SHARED] * 2 and len(engine._kept_before) == 1, "other exemplars take the place of the first"
+    engine.score(pairs[:1])
+    assert not engine._kept_before, "rows that share nothing do not pay for what others shared"
     first = engine.compilations
     for seed, shared in ((2, 75), (3, 100), (4, 128)):  # exemplars of about as many tokens
         others = few_shot(engine.config, seed, shared)
