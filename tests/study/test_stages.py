@@ -96,3 +96,18 @@ def test_the_rule_says_tax_gain_and_undecided(tmp_path: Path) -> None:
     assert drawn.svg.is_file() and drawn.png.is_file()
     with pytest.raises(UserError, match="holds no stages"):
         tax.read(tmp_path / "nothing")
+
+
+def test_the_documents_say_what_the_table_that_ships_says() -> None:
+    scores = tax.read(ROOT / "analysis/results/tax")
+    assert len(scores) == 27
+    (primary,) = (line for line in tax.lines(scores) if line.split()[:4] == ["2-sft", "1-base", "knowledge", "mini"])
+    assert primary.split()[-5:] == ["-10.1", "[-14.5,", "-5.7]", "5.5", "tax"]
+    text = (ROOT / "docs/posttraining.md").read_text()
+    assert "10.1 points of knowledge [-14.5, -5.7]" in text
+    refused = [
+        100 * np.mean([one["prose refused"] for (size, _, at), one in scores.items() if (size, at) == ("mini", stage)])
+        for stage in ("2-sft", "1-base")
+    ]
+    assert f"{refused[0]:.1f} % of the sentences after SFT and with {refused[1]:.1f} % before" in text
+    assert 100 * tax.changes(scores, "mini", "3-dpo", "knowledge", "2-sft").mean() == pytest.approx(6.5, abs=0.05)
