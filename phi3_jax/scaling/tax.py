@@ -6,8 +6,6 @@ with `scores.csv`, which `python -c "from phi3_jax.scaling import tax; tax.keep(
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from scipy import stats
 
 from phi3_jax import family, statistics
 from phi3_jax.errors import UserError
-from phi3_jax.records import files, tables
+from phi3_jax.records import tables
 from phi3_jax.records.rows import read_rows
 
 MEASURES = {"knowledge": ("prose", "recall"), "reasoning": ("sorting", "right"), "format": ("replies", "ended")}
@@ -70,13 +68,15 @@ def read(folder: Path) -> dict[tuple[str, int, str], dict[str, float]]:
 
 def keep(study: str, folder: str) -> None:
     """Writes the scores of a study into the table of a folder, whole, in the order of the design."""
-    scores, text = read(Path(study)), io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("size", "seed", "stage", *MEASURES, *CHAT))
-    for size, seed, stage in sorted(scores, key=lambda at: (family.TRIO.index(at[0]), *at[1:])):
-        table.writerow((size, seed, stage, *(f"{value:.6g}" for value in scores[size, seed, stage].values())))
+    scores = read(Path(study))
+    places = sorted(scores, key=lambda at: (family.TRIO.index(at[0]), *at[1:]))
+    rows = [
+        dict(zip(("size", "seed", "stage"), place, strict=True))
+        | {name: f"{value:.6g}" for name, value in scores[place].items()}
+        for place in places
+    ]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files.write_text(Path(folder) / TABLE, text.getvalue())
+    tables.write(Path(folder) / TABLE, ("size", "seed", "stage", *MEASURES, *CHAT), rows)
 
 
 def changes(scores: Scores, size: str, stage: str, measure: str, before: str = STAGES[0]) -> np.ndarray:
