@@ -194,7 +194,8 @@ def trl(case: str, packed: bool) -> tuple[Turn, float]:
         eos_token_id=2, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False,
     )  # fmt: skip
     model = Phi3ForCausalLM(config)
-    words = WordLevel({"<unk>": 0, "</s>": 2, "a": 4, "b": 5, "c": 6}, unk_token="<unk>")  # a trainer asks for a tokenizer
+    # A trainer asks for a tokenizer, and for ids that the shape has.
+    words = WordLevel({"<unk>": 0, "</s>": 2, "a": 4, "b": 5, "c": 6}, unk_token="<unk>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="<unk>", eos_token="</s>")
     common: dict[str, Any] = dict(
         output_dir=tempfile.mkdtemp(), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
