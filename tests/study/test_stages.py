@@ -110,4 +110,6 @@ def test_the_documents_say_what_the_table_that_ships_says() -> None:
         for stage in ("2-sft", "1-base")
     ]
     assert f"{refused[0]:.1f} % of the sentences after SFT and with {refused[1]:.1f} % before" in text
+    spilled = 100 * tax.changes(scores, "mini", "2-sft", "prose refused").mean()
+    assert f"Of the 10.1, some {spilled:.1f} are refusals" in text
     assert 100 * tax.changes(scores, "mini", "3-dpo", "knowledge", "2-sft").mean() == pytest.approx(6.5, abs=0.05)
