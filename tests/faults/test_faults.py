@@ -297,7 +297,7 @@ def test_adapters_on_preferences_killed_in_the_reference_and_in_steps(tmp_path: 
 @pytest.mark.kills
 @pytest.mark.parametrize(
     ("words", "in_pass"),
-    [("sft,epochs=40,lr=1e-3", 0), ("dpo,epochs=40,lr=1e-3", 8), ("sft,lora=4,epochs=40,lr=1e-2", 0)],
+    [("sft,epochs=40,lr=1e-3", 0), ("dpo,epochs=40,lr=1e-3", 6), ("sft,lora=4,epochs=40,lr=1e-2", 0)],
 )
 def test_post_training_killed_at_twenty_random_moments(tmp_path: Path, words: str, in_pass: int, table) -> None:
     keys = {"train.batch_tokens": 512, "train.checkpoint_every": 6}
