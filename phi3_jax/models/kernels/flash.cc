@@ -1,8 +1,10 @@
-// Causal attention on a CPU in float32, as an XLA FFI target: scores live in a small block and are never written out.
+// Causal attention on a CPU in float32 and its gradients, as XLA FFI targets: scores live in a small block and are never
+// written out.
 //
 // A block of 96 queries meets 128 keys at a time (FlashAttention's running maximum and sum, arXiv:2205.14135). Keys are
 // transposed once per call, so that one vector holds the scores of neighbouring keys; values are padded to whole vectors.
-// What the mask leaves out whole (later keys, keys before the window, blocks of other documents) is skipped.
+// What the mask leaves out whole (later keys, keys before the window, blocks of other documents) is skipped. Gradients make
+// the probabilities of a block again, from the logarithm of each query's sum (arXiv:2307.08691, algorithm 2).
 // Compiled for the machine it runs on; vectors are the compiler's own.
 
 #include <algorithm>
@@ -29,6 +31,7 @@ typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(int32_t)), alig
 constexpr int kQueries = 96, kKeys = 128;
 constexpr int kPanel = 2 * kLanes;             // keys that lie together, transposed
 constexpr int kTall = kLanes == 16 ? 12 : 6;  // queries whose sums fit into the registers, two vectors each
+constexpr int kFlat = kLanes == 16 ? 8 : 4;   // keys whose sums fit into the registers, two vectors each
 constexpr float kLowest = -FLT_MAX;
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
@@ -67,9 +70,9 @@ inline void products(const float* q, const float* panel, int64_t depth, float* s
   }
 }
 
-// out (rows, width) += p (rows, kKeys) times values (count, width), for kRows rows and kVectors vectors.
+// out (rows, width) += p (rows, of `stride`) times values (count, width), for kRows rows and kVectors vectors.
 template <int kRows, int kVectors>
-inline void weighted(const float* p, const float* values, int64_t count, int64_t width, float* out) {
+inline void weighted(const float* p, int64_t stride, const float* values, int64_t count, int64_t width, float* out) {
   Vector sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) sum[r][v] = load(out + r * width + v * kLanes);
@@ -77,12 +80,24 @@ inline void weighted(const float* p, const float* values, int64_t count, int64_t
     Vector x[kVectors];
     for (int v = 0; v < kVectors; ++v) x[v] = load(values + j * width + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const Vector weight = all(p[r * kKeys + j]);
+      const Vector weight = all(p[r * stride + j]);
       for (int v = 0; v < kVectors; ++v) sum[r][v] += weight * x[v];
     }
   }
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) store(out + r * width + v * kLanes, sum[r][v]);
+}
+
+// out (rows, width) += p (rows, of `stride`) times values (count, width); rows to the next multiple of kRows.
+template <int kRows>
+void weigh(const float* p, int64_t stride, int64_t rows, const float* values, int64_t count, int64_t width, float* out) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= width; c += 2 * kLanes)
+    for (int64_t r = 0; r < rows; r += kRows)
+      weighted<kRows, 2>(p + r * stride, stride, values + c, count, width, out + r * width + c);
+  if (c < width)
+    for (int64_t r = 0; r < rows; r += kRows)
+      weighted<kRows, 1>(p + r * stride, stride, values + c, count, width, out + r * width + c);
 }
 
 struct Problem {
@@ -94,6 +109,22 @@ struct Problem {
 std::pair<int32_t, int32_t> documents(const int32_t* segments, int64_t first, int64_t last) {
   const auto ends = std::minmax_element(segments + first, segments + last);
   return {*ends.first, *ends.second};
+}
+
+enum class Meets { kNone, kSome, kAll };
+
+// Whether queries from `first` on see a block of keys that begins no later than the last of them.
+Meets met(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t count) {
+  const bool whole = key + kKeys - 1 <= first && (!a.window || first + rows - 1 - key < a.window);
+  if (a.segments == nullptr) return whole ? Meets::kAll : Meets::kSome;
+  const auto mine = documents(a.segments, first, first + rows), theirs = documents(a.segments, key, key + count);
+  if (theirs.second < mine.first || theirs.first > mine.second) return Meets::kNone;
+  return whole && theirs.first == theirs.second && theirs == mine ? Meets::kAll : Meets::kSome;
+}
+
+// The first block of keys that queries from `first` on may see.
+int64_t begin(const Problem& a, int64_t first) {
+  return a.window ? std::max<int64_t>(0, first - a.window + 1) / kKeys * kKeys : 0;
 }
 
 void mask(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t count, float* scores) {
@@ -112,7 +143,7 @@ void mask(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t co
 
 // One block of queries of one head.
 void block(const Problem& a, const float* q, int64_t q_stride, const float* keys, const float* values, float scale,
-           int64_t first, float* out) {
+           int64_t first, float* out, float* logs, int64_t logs_stride) {
   const int64_t rows = std::min<int64_t>(kQueries, a.time - first);
   float scores[kQueries * kKeys], top[kQueries], total[kQueries];
   std::unique_ptr<float[]> scaled(new float[kQueries * a.depth]()), sum(new float[kQueries * a.width]());
@@ -121,21 +152,15 @@ void block(const Problem& a, const float* q, int64_t q_stride, const float* keys
   if (rows < kQueries) std::fill(scores, scores + kQueries * kKeys, 0.f);
   std::fill(top, top + kQueries, kLowest);
   std::fill(total, total + kQueries, 0.f);
-  const auto mine = a.segments ? documents(a.segments, first, first + rows) : std::pair<int32_t, int32_t>{};
-  const int64_t begin = a.window ? std::max<int64_t>(0, first - a.window + 1) / kKeys * kKeys : 0;
-  for (int64_t key = begin; key < first + rows; key += kKeys) {
+  for (int64_t key = begin(a, first); key < first + rows; key += kKeys) {
     const int64_t count = std::min<int64_t>(kKeys, a.time - key);
-    bool whole = key + kKeys - 1 <= first && (!a.window || first + rows - 1 - key < a.window);
-    if (a.segments) {
-      const auto theirs = documents(a.segments, key, key + count);
-      if (theirs.second < mine.first || theirs.first > mine.second) continue;
-      whole = whole && theirs.first == theirs.second && theirs == mine;
-    }
+    const Meets meets = met(a, first, rows, key, count);
+    if (meets == Meets::kNone) continue;
     const float* k = keys + key * a.depth;
     for (int64_t j = 0; j < kKeys; j += kPanel)
       for (int64_t r = 0; r < rows; r += kTall)
         products(scaled.get() + r * a.depth, k + j * a.depth, a.depth, scores + r * kKeys + j);
-    if (!whole) mask(a, first, rows, key, count, scores);
+    if (meets == Meets::kSome) mask(a, first, rows, key, count, scores);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = scores + r * kKeys;
       Vector most = load(row);
@@ -161,21 +186,105 @@ void block(const Problem& a, const float* q, int64_t q_stride, const float* keys
       total[r] += more;
     }
     const float* v = values + key * a.width;
-    int64_t c = 0;
-    for (; c + 2 * kLanes <= a.width; c += 2 * kLanes)
-      for (int64_t r = 0; r < rows; r += kTall)
-        weighted<kTall, 2>(scores + r * kKeys, v + c, count, a.width, sum.get() + r * a.width + c);
-    if (c < a.width)
-      for (int64_t r = 0; r < rows; r += 12)
-        weighted<12, 1>(scores + r * kKeys, v + c, count, a.width, sum.get() + r * a.width + c);
+    weigh<kTall>(scores, kKeys, rows, v, count, a.width, sum.get());
   }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < a.depth; ++c) out[(first + r) * q_stride + c] = sum[r * a.width + c] / total[r];
+  for (int64_t r = 0; r < rows; ++r) logs[(first + r) * logs_stride] = top[r] + std::log2(total[r]);
 }
 
-// q, y (batch, time, heads, queries per head, depth), k, v (batch, time, heads, depth); segments (batch, time) or (0,).
+// Keys or values (time, depth), `stride` apart, transposed in panels of kPanel; depth and time padded with nothing.
+void panels(const float* from, int64_t stride, const Problem& a, int64_t depth, int64_t padded, float* to) {
+  for (int64_t j = 0; j < padded; ++j) {
+    float* panel = to + j / kPanel * kPanel * depth + j % kPanel;
+    for (int64_t c = 0; c < depth; ++c) panel[c * kPanel] = j < a.time && c < a.depth ? from[j * stride + c] : 0;
+  }
+}
+
+// Rows (count, depth), `stride` apart, times `scale`, into rows of whole vectors (rows, width); nothing behind the last.
+void lines(const float* from, int64_t stride, const Problem& a, int64_t count, int64_t rows, float scale, float* to) {
+  std::fill(to, to + rows * a.width, 0.f);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t c = 0; c < a.depth; ++c) to[j * a.width + c] = from[j * stride + c] * scale;
+}
+
+struct Head {  // of one row: pointers to its first element; gradients are strided as what they are of
+  const float *q, *k, *v, *y, *d_y, *logs;
+  float *d_q, *d_k, *d_v;
+  int64_t q_stride, kv_stride, logs_stride;
+};
+
+// Gradients of all queries of one key head; in_twos: scale of the scores as powers of two.
+void gradients(const Problem& a, const Head& h, float scale, float in_twos) {
+  const int64_t padded = (a.time + kKeys - 1) / kKeys * kKeys, width = a.width;
+  const auto some = [](int64_t count) { return std::unique_ptr<float[]>(new float[count]()); };
+  const auto key_panels = some(padded * width), value_panels = some(padded * width), key_lines = some(padded * width);
+  const auto d_keys = some(padded * width), d_values = some(padded * width);
+  const auto queries = some(kQueries * width), d_out = some(kQueries * width), d_queries = some(kQueries * width);
+  const auto p = some(kQueries * kKeys), d_p = some(kQueries * kKeys);
+  const auto p_over = some(kKeys * kQueries), d_s_over = some(kKeys * kQueries);
+  panels(h.k, h.kv_stride, a, width, padded, key_panels.get());
+  panels(h.v, h.kv_stride, a, width, padded, value_panels.get());
+  lines(h.k, h.kv_stride, a, a.time, padded, 1, key_lines.get());
+  for (int64_t of = 0; of < a.queries_per_head; ++of) {
+    const int64_t offset = of * a.depth;
+    for (int64_t first = 0; first < a.time; first += kQueries) {
+      const int64_t rows = std::min<int64_t>(kQueries, a.time - first), begun = first * h.q_stride + offset;
+      lines(h.q + begun, h.q_stride, a, rows, kQueries, in_twos, queries.get());
+      lines(h.d_y + begun, h.q_stride, a, rows, kQueries, 1, d_out.get());
+      std::fill(d_queries.get(), d_queries.get() + kQueries * width, 0.f);
+      float log_sum[kQueries] = {}, along[kQueries] = {};  // along: of the output, the gradient that changes no weight
+      for (int64_t r = 0; r < rows; ++r) {
+        log_sum[r] = h.logs[(first + r) * h.logs_stride + of];
+        for (int64_t c = 0; c < a.depth; ++c) along[r] += d_out[r * width + c] * h.y[begun + r * h.q_stride + c];
+      }
+      for (int64_t key = begin(a, first); key < first + rows; key += kKeys) {
+        const int64_t count = std::min<int64_t>(kKeys, a.time - key);
+        const Meets meets = met(a, first, rows, key, count);
+        if (meets == Meets::kNone) continue;
+        for (int64_t j = 0; j < kKeys; j += kPanel)
+          for (int64_t r = 0; r < rows; r += kTall) {
+            products(queries.get() + r * width, key_panels.get() + (key + j) * width, width, p.get() + r * kKeys + j);
+            products(d_out.get() + r * width, value_panels.get() + (key + j) * width, width, d_p.get() + r * kKeys + j);
+          }
+        if (meets == Meets::kSome) mask(a, first, rows, key, count, p.get());
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vector base = all(log_sum[r]), less = all(along[r]);
+          float *weight = p.get() + r * kKeys, *d_score = d_p.get() + r * kKeys;
+          for (int j = 0; j < kKeys; j += kLanes) {
+            const Vector x = exp2_of(load(weight + j) - base);
+            store(weight + j, x);
+            store(d_score + j, x * (load(d_score + j) - less));
+          }
+        }
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t j = 0; j < kKeys; ++j) {
+            p_over[j * kQueries + r] = p[r * kKeys + j];
+            d_s_over[j * kQueries + r] = d_p[r * kKeys + j];
+          }
+        weigh<kTall>(d_p.get(), kKeys, rows, key_lines.get() + key * width, count, width, d_queries.get());
+        weigh<kFlat>(p_over.get(), kQueries, kKeys, d_out.get(), rows, width, d_values.get() + key * width);
+        weigh<kFlat>(d_s_over.get(), kQueries, kKeys, queries.get(), rows, width, d_keys.get() + key * width);
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < a.depth; ++c) h.d_q[begun + r * h.q_stride + c] = scale * d_queries[r * width + c];
+    }
+  }
+  const float back = scale / in_twos;  // queries were scaled for powers of two
+  for (int64_t j = 0; j < a.time; ++j)
+    for (int64_t c = 0; c < a.depth; ++c) {
+      h.d_k[j * h.kv_stride + c] = back * d_keys[j * width + c];
+      h.d_v[j * h.kv_stride + c] = d_values[j * width + c];
+    }
+}
+
+constexpr double kInTwos = 1.4426950408889634;
+
+// q, y (batch, time, heads, queries per head, depth), k, v (batch, time, heads, depth); segments (batch, time) or (0,); logs
+// (batch, time, heads, queries per head), of each query's sum of exponentials, to base 2.
 ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
-                  ffi::Buffer<ffi::S32> segments, ffi::ResultBuffer<ffi::F32> y, double scale, int64_t window) {
+                  ffi::Buffer<ffi::S32> segments, ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::F32> logs,
+                  double scale, int64_t window) {
   const auto shape = q.dimensions();
   if (shape.size() != 5 || k.element_count() != v.element_count() ||
       k.element_count() * shape[3] != q.element_count())
@@ -198,7 +307,7 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
     }
   });
   const int64_t parts = (time + kQueries - 1) / kQueries, stride = heads * per * depth;
-  const float in_twos = static_cast<float>(scale * 1.4426950408889634);
+  const float in_twos = static_cast<float>(scale * kInTwos);
   const int32_t* documents = segments.element_count() ? segments.typed_data() : nullptr;
   parallel(pool, batch * heads * per * parts, [&](int64_t task) {
     // the longest first
@@ -207,7 +316,31 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
     const Problem a{time, heads, per, depth, width, window, documents ? documents + b * time : nullptr};
     const int64_t offset = b * time * stride + (head * per + r) * depth;
     block(a, q.typed_data() + offset, stride, keys.get() + (b * heads + head) * padded * depth,
-          values.get() + (b * heads + head) * padded * width, in_twos, part * kQueries, y->typed_data() + offset);
+          values.get() + (b * heads + head) * padded * width, in_twos, part * kQueries, y->typed_data() + offset,
+          logs->typed_data() + b * time * heads * per + head * per + r, heads * per);
+  });
+  return ffi::Error::Success();
+}
+
+// Of `attend`: y and logs are what it gave, d_y the gradient of y. One task a row and key head.
+ffi::Error back(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
+                ffi::Buffer<ffi::S32> segments, ffi::Buffer<ffi::F32> y, ffi::Buffer<ffi::F32> logs,
+                ffi::Buffer<ffi::F32> d_y, ffi::ResultBuffer<ffi::F32> d_q, ffi::ResultBuffer<ffi::F32> d_k,
+                ffi::ResultBuffer<ffi::F32> d_v, double scale, int64_t window) {
+  const auto shape = q.dimensions();
+  const int64_t batch = shape[0], time = shape[1], heads = shape[2], per = shape[3], depth = shape[4];
+  const int64_t width = (depth + kLanes - 1) / kLanes * kLanes;
+  const int32_t* documents = segments.element_count() ? segments.typed_data() : nullptr;
+  parallel(pool, batch * heads, [&](int64_t task) {
+    const int64_t head = task % heads, b = task / heads;
+    const Problem a{time, heads, per, depth, width, window, documents ? documents + b * time : nullptr};
+    const int64_t ours = (b * time * heads + head) * depth, theirs = ours * per;
+    gradients(a,
+              Head{q.typed_data() + theirs, k.typed_data() + ours, v.typed_data() + ours, y.typed_data() + theirs,
+                   d_y.typed_data() + theirs, logs.typed_data() + (b * time * heads + head) * per,
+                   d_q->typed_data() + theirs, d_k->typed_data() + ours, d_v->typed_data() + ours,
+                   heads * per * depth, heads * depth, heads * per},
+              static_cast<float>(scale), static_cast<float>(scale * kInTwos));
   });
   return ffi::Error::Success();
 }
@@ -221,6 +354,23 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_flash, attend,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<double>("scale")
+                                  .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_flash_back, back,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<double>("scale")
                                   .Attr<int64_t>("window"));

@@ -1,26 +1,25 @@
-"""Causal attention on a CPU without written scores (`flash.cc`), where nothing is differentiated; training keeps `chunked`.
+"""Causal attention on a CPU and its gradients without written scores (`flash.cc`).
 
-Gradients are those of `chunked`, whose backward pass needs its own log normalisers; so a training step computes what it
-would without this kernel. It is compiled when first needed; without a C++ compiler `auto` takes `chunked`.
+Blocks of keys that are of other documents than the queries cost nothing, which plain XLA cannot leave out. The kernel is
+compiled when first needed; without a C++ compiler `auto` takes `chunked`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from phi3_jax.models.kernels import chunked, native
+from phi3_jax.models.kernels import native
 from phi3_jax.models.masks import Mask, Origin
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-TARGET = "phi3_jax_flash"
+TARGET, BACK = "phi3_jax_flash", "phi3_jax_flash_back"
 SHORTEST = 256  # tokens; below, plain XLA is nearly as fast
 
 
@@ -31,6 +30,7 @@ def _obstacle_of_machine() -> str | None:
     except native.NotBuilt as error:
         return f"it cannot be compiled ({error})"
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.phi3_jax_flash), platform="cpu")
+    jax.ffi.register_ffi_target(BACK, jax.ffi.pycapsule(library.phi3_jax_flash_back), platform="cpu")
     return None
 
 
@@ -62,25 +62,33 @@ def attend(
     return _attend(q, k, v, mask.segments, dataclasses.replace(mask, segments=None), scale)
 
 
+# q, k, v, documents (batch, time) or (0,), output, base-2 logarithm of each query's sum
+_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, mask: Mask, scale: float
 ) -> jax.Array:
     """`mask` is without its arrays."""
-    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, q.dtype), vmap_method="sequential")
-    documents = jnp.zeros(0, jnp.int32) if segments is None else segments.astype(jnp.int32)
-    return call(q, k, v, documents, scale=float(scale), window=mask.window or 0)
+    return _forward(q, k, v, segments, mask, scale)[0]
 
 
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, mask: Mask, scale: float
-) -> tuple[jax.Array, Callable[..., Any]]:
-    whole = dataclasses.replace(mask, segments=segments)
-    return jax.vjp(lambda q, k, v: chunked.attend(q, k, v, whole, scale), q, k, v)
+) -> tuple[jax.Array, _Saved]:
+    documents = jnp.zeros(0, jnp.int32) if segments is None else segments.astype(jnp.int32)
+    shapes = jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], q.dtype)
+    call = jax.ffi.ffi_call(TARGET, shapes, vmap_method="sequential")
+    out, logs = call(q, k, v, documents, scale=float(scale), window=mask.window or 0)
+    return out, (q, k, v, documents, out, logs)
 
 
-def _backward(mask: Mask, scale: float, vjp: Callable[..., Any], d_out: jax.Array) -> tuple[Any, ...]:
-    return *vjp(d_out), None
+def _backward(mask: Mask, scale: float, saved: _Saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved[:3]]
+    call = jax.ffi.ffi_call(BACK, shapes, vmap_method="sequential")
+    d_q, d_k, d_v = call(*saved, d_out, scale=float(scale), window=mask.window or 0)
+    return d_q, d_k, d_v, None
 
 
 _attend.defvjp(_forward, _backward)
