@@ -113,6 +113,9 @@ std::pair<int32_t, int32_t> documents(const int32_t* segments, int64_t first, in
 
 enum class Meets { kNone, kSome, kAll };
 
+// x in whole panels.
+constexpr int64_t in_panels(int64_t x) { return (x + kPanel - 1) / kPanel * kPanel; }
+
 // Whether queries from `first` on see a block of keys that begins no later than the last of them.
 Meets met(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t count) {
   const bool whole = key + kKeys - 1 <= first && (!a.window || first + rows - 1 - key < a.window);
@@ -128,13 +131,14 @@ int64_t begin(const Problem& a, int64_t first) {
 }
 
 void mask(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t count, float* scores) {
+  const int64_t reach = in_panels(count);
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * kKeys;
     const int64_t i = first + r;
-    const int64_t low = a.window ? std::clamp<int64_t>(i - a.window + 1 - key, 0, kKeys) : 0;
+    const int64_t low = a.window ? std::clamp<int64_t>(i - a.window + 1 - key, 0, count) : 0;
     const int64_t high = std::clamp<int64_t>(i + 1 - key, 0, count);
     for (int64_t j = 0; j < low; ++j) row[j] = kLowest;
-    for (int64_t j = high; j < kKeys; ++j) row[j] = kLowest;
+    for (int64_t j = high; j < reach; ++j) row[j] = kLowest;
     if (a.segments == nullptr) continue;
     const int32_t own = a.segments[i];
     for (int64_t j = low; j < high; ++j) row[j] = a.segments[key + j] == own ? row[j] : kLowest;
@@ -153,23 +157,23 @@ void block(const Problem& a, const float* q, int64_t q_stride, const float* keys
   std::fill(top, top + kQueries, kLowest);
   std::fill(total, total + kQueries, 0.f);
   for (int64_t key = begin(a, first); key < first + rows; key += kKeys) {
-    const int64_t count = std::min<int64_t>(kKeys, a.time - key);
+    const int64_t count = std::min<int64_t>(kKeys, first + rows - key), reach = in_panels(count);
     const Meets meets = met(a, first, rows, key, count);
     if (meets == Meets::kNone) continue;
     const float* k = keys + key * a.depth;
-    for (int64_t j = 0; j < kKeys; j += kPanel)
+    for (int64_t j = 0; j < reach; j += kPanel)
       for (int64_t r = 0; r < rows; r += kTall)
         products(scaled.get() + r * a.depth, k + j * a.depth, a.depth, scores + r * kKeys + j);
     if (meets == Meets::kSome) mask(a, first, rows, key, count, scores);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = scores + r * kKeys;
       Vector most = load(row);
-      for (int j = kLanes; j < kKeys; j += kLanes) most = most > load(row + j) ? most : load(row + j);
+      for (int64_t j = kLanes; j < reach; j += kLanes) most = most > load(row + j) ? most : load(row + j);
       float highest = top[r];
       for (int i = 0; i < kLanes; ++i) highest = highest > most[i] ? highest : most[i];
       const Vector base = all(highest);
       Vector added = all(0.f);
-      for (int j = 0; j < kKeys; j += kLanes) {
+      for (int64_t j = 0; j < reach; j += kLanes) {
         const Vector p = exp2_of(load(row + j) - base);
         added += p;
         store(row + j, p);
@@ -216,7 +220,7 @@ struct Head {  // of one row: pointers to its first element; gradients are strid
 
 // Gradients of all queries of one key head; in_twos: scale of the scores as powers of two.
 void gradients(const Problem& a, const Head& h, float scale, float in_twos) {
-  const int64_t padded = (a.time + kKeys - 1) / kKeys * kKeys, width = a.width;
+  const int64_t padded = in_panels(a.time), width = a.width;
   const auto some = [](int64_t count) { return std::unique_ptr<float[]>(new float[count]()); };
   const auto key_panels = some(padded * width), value_panels = some(padded * width), key_lines = some(padded * width);
   const auto d_keys = some(padded * width), d_values = some(padded * width);
@@ -239,10 +243,10 @@ void gradients(const Problem& a, const Head& h, float scale, float in_twos) {
         for (int64_t c = 0; c < a.depth; ++c) along[r] += d_out[r * width + c] * h.y[begun + r * h.q_stride + c];
       }
       for (int64_t key = begin(a, first); key < first + rows; key += kKeys) {
-        const int64_t count = std::min<int64_t>(kKeys, a.time - key);
+        const int64_t count = std::min<int64_t>(kKeys, first + rows - key), reach = in_panels(count);
         const Meets meets = met(a, first, rows, key, count);
         if (meets == Meets::kNone) continue;
-        for (int64_t j = 0; j < kKeys; j += kPanel)
+        for (int64_t j = 0; j < reach; j += kPanel)
           for (int64_t r = 0; r < rows; r += kTall) {
             products(queries.get() + r * width, key_panels.get() + (key + j) * width, width, p.get() + r * kKeys + j);
             products(d_out.get() + r * width, value_panels.get() + (key + j) * width, width, d_p.get() + r * kKeys + j);
@@ -251,20 +255,20 @@ void gradients(const Problem& a, const Head& h, float scale, float in_twos) {
         for (int64_t r = 0; r < rows; ++r) {
           const Vector base = all(log_sum[r]), less = all(along[r]);
           float *weight = p.get() + r * kKeys, *d_score = d_p.get() + r * kKeys;
-          for (int j = 0; j < kKeys; j += kLanes) {
+          for (int64_t j = 0; j < reach; j += kLanes) {
             const Vector x = exp2_of(load(weight + j) - base);
             store(weight + j, x);
             store(d_score + j, x * (load(d_score + j) - less));
           }
         }
         for (int64_t r = 0; r < rows; ++r)
-          for (int64_t j = 0; j < kKeys; ++j) {
+          for (int64_t j = 0; j < reach; ++j) {
             p_over[j * kQueries + r] = p[r * kKeys + j];
             d_s_over[j * kQueries + r] = d_p[r * kKeys + j];
           }
         weigh<kTall>(d_p.get(), kKeys, rows, key_lines.get() + key * width, count, width, d_queries.get());
-        weigh<kFlat>(p_over.get(), kQueries, kKeys, d_out.get(), rows, width, d_values.get() + key * width);
-        weigh<kFlat>(d_s_over.get(), kQueries, kKeys, queries.get(), rows, width, d_keys.get() + key * width);
+        weigh<kFlat>(p_over.get(), kQueries, reach, d_out.get(), rows, width, d_values.get() + key * width);
+        weigh<kFlat>(d_s_over.get(), kQueries, reach, queries.get(), rows, width, d_keys.get() + key * width);
       }
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < a.depth; ++c) h.d_q[begun + r * h.q_stride + c] = scale * d_queries[r * width + c];
@@ -290,15 +294,15 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
       k.element_count() * shape[3] != q.element_count())
     return ffi::Error::InvalidArgument("shapes of q, k and v do not fit");
   const int64_t batch = shape[0], time = shape[1], heads = shape[2], per = shape[3], depth = shape[4];
-  const int64_t width = (depth + kLanes - 1) / kLanes * kLanes, padded = (time + kKeys - 1) / kKeys * kKeys;
+  const int64_t width = (depth + kLanes - 1) / kLanes * kLanes, padded = in_panels(time);
   std::unique_ptr<float[]> keys(new float[batch * heads * padded * depth]);
   std::unique_ptr<float[]> values(new float[batch * heads * padded * width]);
-  const int64_t blocks = padded / kKeys;
+  const int64_t blocks = (padded + kKeys - 1) / kKeys;
   parallel(pool, batch * heads * blocks, [&](int64_t task) {
     const int64_t key = task % blocks * kKeys, head = task / blocks % heads, b = task / blocks / heads;
     float* to = keys.get() + (b * heads + head) * padded * depth + key * depth;
     float* into = values.get() + (b * heads + head) * padded * width + key * width;
-    for (int64_t j = 0; j < kKeys; ++j) {
+    for (int64_t j = 0; j < std::min<int64_t>(kKeys, padded - key); ++j) {
       const int64_t from = ((b * time + key + j) * heads + head) * depth;
       const bool there = key + j < time;
       float* panel = to + j / kPanel * kPanel * depth + j % kPanel;
