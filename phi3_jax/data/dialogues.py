@@ -142,65 +142,80 @@ def read(
         raise UserError(
             f"this {tokenizer.kind} tokenizer has no {', '.join(missing)}; post-training needs the tokenizer of the family"
         )
-    report, keys, first, count = Report(), None, "", 0
-    wrong: set[str] = set()
+    reading = _Reading(tokenizer, template, last_answer, shelf)
+    report, wrong = reading.checked(rows(), on_error)
+    return report, lambda: reading.examples((row for row in rows() if row[0] not in wrong), report)
 
-    def parse(place: str, row: Any) -> tuple[tuple[str, ...], _Turns, tuple[str, ...]]:
+
+@dataclass(frozen=True)
+class _Reading:
+    """How rows become examples; the attributes are arguments of `read`."""
+
+    tokenizer: Tokenizer
+    template: str
+    last_answer: bool
+    shelf: Shelf | None
+
+    def parse(self, place: str, row: Any) -> tuple[tuple[str, ...], _Turns, tuple[str, ...]]:
+        """(keys, turns, names of the pictures) of a row."""
         row, pictures = picture_rows.numbered(row)
-        if pictures and (shelf is None or template != "vision"):
+        if pictures and (self.shelf is None or self.template != "vision"):
             raise BadRow(
                 "it has pictures, which a text model does not read: start from a phi-3-vision"
-                if template != "vision"
+                if self.template != "vision"
                 else "it has pictures; say with images=FOLDER where they lie"
             )
         found = _keys(row)
-        turns = _parse(row, found, template)
-        if template == "vision":
+        turns = _parse(row, found, self.template)
+        if self.template == "vision":
             picture_rows.require_tags(turns.texts(), len(pictures))
-        names = tuple(shelf.add(picture, place) for picture in pictures) if shelf else ()
+        names = tuple(self.shelf.add(picture, place) for picture in pictures) if self.shelf else ()
         return found, turns, names
 
-    for place, row in rows():
-        report.rows += 1
-        try:
-            found, parsed, _ = parse(place, row)
-            if keys is not None and found != keys:
-                raise BadRow(f"it has the keys {', '.join(found)} where the rows before have {', '.join(keys)}")
-            keys = found
-            spelt = {text for texts in parsed.texts() for text in texts}
-            report.controls += any(control in text for text in spelt for control in tokenizer.special_tokens)
-        except BadRow as error:
-            count += 1
-            wrong.add(place)
-            first = first or f"{place}: {error}"
-            report.skipped[re.sub(r"'.*?'|\d+", "..", str(error))[:60]] += 1
-    if count and on_error != "skip":
-        more = f" ({count} of {report.rows} rows are wrong)" if count > 1 else ""
-        raise UserError(f"{first}{more}; mend the file, or leave such rows out with --config.data.on_error=skip")
-    if keys is None:
-        raise UserError(f"no rows of {_forms()}" if not count else f"{first}; no row is right")
-    report.kind = KINDS[keys]
+    def checked(self, rows: Iterable[tuple[str, Any]], on_error: str) -> tuple[Report, set[str]]:
+        """What the rows are, and the places of those that are wrong."""
+        report, keys, first, count = Report(), None, "", 0
+        wrong: set[str] = set()
+        for place, row in rows:
+            report.rows += 1
+            try:
+                found, parsed, _ = self.parse(place, row)
+                if keys is not None and found != keys:
+                    raise BadRow(f"it has the keys {', '.join(found)} where the rows before have {', '.join(keys)}")
+                keys = found
+                spelt = {text for texts in parsed.texts() for text in texts}
+                report.controls += any(control in text for text in spelt for control in self.tokenizer.special_tokens)
+            except BadRow as error:
+                count += 1
+                wrong.add(place)
+                first = first or f"{place}: {error}"
+                report.skipped[re.sub(r"'.*?'|\d+", "..", str(error))[:60]] += 1
+        if count and on_error != "skip":
+            more = f" ({count} of {report.rows} rows are wrong)" if count > 1 else ""
+            raise UserError(f"{first}{more}; mend the file, or leave such rows out with --config.data.on_error=skip")
+        if keys is None:
+            raise UserError(f"no rows of {_forms()}" if not count else f"{first}; no row is right")
+        report.kind = KINDS[keys]
+        return report, wrong
 
-    def examples() -> Iterator[tuple[str, Row]]:
-        for place, row in rows():
-            if place not in wrong:
-                _, turns, names = parse(place, row)
-                if shelf and any(name in shelf.damaged for name in names):
-                    report.skipped["of damaged pictures"] += 1
-                    continue
-                counts = shelf.counts(names) if shelf else []
-                made = tuple(
-                    replace(example, pictures=names)
-                    for example in _examples(turns, tokenizer, template, last_answer, counts)
-                )
-                if any(example.targets == 0 for example in made):
-                    report.dropped[EMPTY] += 1
-                elif len(made) == 2 and np.array_equal(made[0].ids, made[1].ids):
-                    report.dropped[EQUAL] += 1
-                else:
-                    yield place, made
-
-    return report, examples
+    def examples(self, rows: Iterable[tuple[str, Any]], report: Report) -> Iterator[tuple[str, Row]]:
+        """(place, examples) of rows that are right; those without any are counted in the report."""
+        for place, row in rows:
+            _, turns, names = self.parse(place, row)
+            if self.shelf and any(name in self.shelf.damaged for name in names):
+                report.skipped["of damaged pictures"] += 1
+                continue
+            counts = self.shelf.counts(names) if self.shelf else []
+            made = tuple(
+                replace(example, pictures=names)
+                for example in _examples(turns, self.tokenizer, self.template, self.last_answer, counts)
+            )
+            if any(example.targets == 0 for example in made):
+                report.dropped[EMPTY] += 1
+            elif len(made) == 2 and np.array_equal(made[0].ids, made[1].ids):
+                report.dropped[EQUAL] += 1
+            else:
+                yield place, made
 
 
 def _forms() -> str:
