@@ -164,6 +164,11 @@ class Vision:
         return (self.tile // self.patch) ** 2
 
     @property
+    def at_once(self) -> int:
+        """Tiles in the tower at once: as many as have the attention scores of 16 of the released tower's."""
+        return max(1, 16 * 16 * 577**2 // (self.heads * (self.patches + 1) ** 2))
+
+    @property
     def width(self) -> int:
         """Of what the projector reads: the features of four patches."""
         return 4 * self.embed

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 Tree = Any
-AT_ONCE = 16  # tiles in the tower
 ENDS = 2  # rows after those of the tiles: a row of tokens ends, the grid ends
 
 
@@ -56,7 +55,12 @@ def embedded(
 
 
 def tower(
-    params: Tree, tiles: Float[jax.Array, "n c h w"], eyes: Vision, dtype: jnp.dtype = jnp.float32, again: bool = False
+    params: Tree,
+    tiles: Float[jax.Array, "n c h w"],
+    eyes: Vision,
+    dtype: jnp.dtype = jnp.float32,
+    again: bool = False,
+    unroll: bool = False,
 ) -> Float[jax.Array, "n p d"]:
     """Features of the patches, in `dtype`: the input of the last layer, without the class token.
 
@@ -66,6 +70,7 @@ def tower(
       eyes: the tower.
       dtype: in which it computes.
       again: the backward pass computes each layer again, and keeps their inputs alone.
+      unroll: each layer is compiled by itself.
     """
 
     def layer(x: jax.Array, one: Tree) -> jax.Array:
@@ -73,7 +78,7 @@ def tower(
 
     x = embedded(params, tiles, eyes, dtype)
     block = jax.checkpoint(layer) if again else layer
-    x = jax.lax.scan(lambda x, one: (block(x, one), None), x, params["blocks"])[0]
+    x = jax.lax.scan(lambda x, one: (block(x, one), None), x, params["blocks"], unroll=unroll)[0]
     return x[:, 1:]
 
 
@@ -91,6 +96,7 @@ def rows(
     dtype: jnp.dtype = jnp.float32,
     layout: Layout = ANYWHERE,
     again: bool = False,
+    unroll: bool = False,
 ) -> Float[jax.Array, "r d"]:
     """What takes the places of embeddings: the tokens of all tiles, then the end of a row and the end of the grid.
 
@@ -100,16 +106,16 @@ def rows(
       params: params["vision"] of a model.
       tiles: normalised pixels, (tiles, 3, side, side); as many on each device.
       layout: where activations lie on a mesh.
-      again: see `tower`.
+      again, unroll: see `tower`.
 
     Returns:
       (tiles * side**2 + ENDS, embed) of a device.
     """
 
     def part(tiles: jax.Array, params: Tree) -> jax.Array:
-        see = lambda some: merged(tower(params, some, eyes, dtype, again), eyes)  # noqa: E731
-        if tiles.shape[0] > AT_ONCE:  # so that the scores of a few tiles are in memory, not of all
-            tokens = jax.lax.map(lambda one: see(one[None])[0], tiles, batch_size=AT_ONCE)
+        see = lambda some: merged(tower(params, some, eyes, dtype, again, unroll), eyes)  # noqa: E731
+        if tiles.shape[0] > eyes.at_once:  # so that the scores of a few tiles are in memory, not of all
+            tokens = jax.lax.map(lambda one: see(one[None])[0], tiles, batch_size=eyes.at_once)
         else:
             tokens = see(tiles)
         tokens = tokens.reshape(-1, eyes.width)
@@ -150,7 +156,8 @@ def rows_of(
     dtype: jnp.dtype = jnp.float32,
     layout: Layout = ANYWHERE,
     again: bool = False,
+    unroll: bool = False,
 ) -> jax.Array:
     """`rows` of a whole model's parameters."""
     assert cfg.vision is not None  # nobody gives pictures to a text model
-    return rows(params["vision"], tiles, cfg.vision, dtype, layout, again)
+    return rows(params["vision"], tiles, cfg.vision, dtype, layout, again, unroll)

@@ -11,9 +11,6 @@ from phi3_jax.models import flops
 from phi3_jax.planning.setup import Setup
 
 WIDE = 4  # bytes of a score's softmax
-AT_ONCE = (
-    16  # tiles in the tower: models.vision.AT_ONCE, whose imports a plan does without; a test holds the two together
-)
 
 
 def of_microbatch(setup: Setup) -> float:
@@ -47,10 +44,11 @@ def kept_bytes(setup: Setup) -> float:
 
 def work_bytes(setup: Setup) -> float:
     """Bytes of a layer's work on the tiles that are in the tower at once, with its gradients where it learns."""
-    if not setup.tiles or setup.model.vision is None:
+    eyes = setup.model.vision
+    if not setup.tiles or eyes is None:
         return 0.0
     several = 2 if "tower" in _learns(setup) else 1
-    return several * min(AT_ONCE, of_microbatch(setup)) * _layer(setup) * setup.value_bytes
+    return several * min(eyes.at_once, of_microbatch(setup)) * _layer(setup) * setup.value_bytes
 
 
 def _layer(setup: Setup) -> float:

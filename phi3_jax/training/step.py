@@ -106,7 +106,7 @@ def _hidden(params: Any, batch: Batch, run: RunConfig) -> jax.Array:
     layout, dtype, pictures = rules.layout_of(run.strategy), jnp.dtype(run.dtype), None
     if "tiles" in batch:
         again = run.remat != "none"
-        pictures = vision.rows_of(params, batch["tiles"], run.model, dtype, layout, again), batch["index"]
+        pictures = vision.rows_of(params, batch["tiles"], run.model, dtype, layout, again, run.unroll), batch["index"]
     return decoder.hidden_states(
         params, batch["tokens"], run.model, positions=batch["positions"], segments=batch["segments"],
         dtype=dtype, remat=run.remat, unroll=run.unroll, attention=run.attention, layout=layout, pictures=pictures,

@@ -253,8 +253,10 @@ def test_rows_are_those_of_float64(tile: int) -> None:
     np.testing.assert_allclose(vision.rows(tree, jnp.asarray(pixels), cfg.vision), want, atol=2e-5 * np.abs(want).max())
 
 
-def test_many_tiles_go_through_the_tower_in_parts() -> None:
-    tree, pixels = params()["vision"], tiles(vision.AT_ONCE + 3)
+def test_many_tiles_go_through_the_tower_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Vision().at_once == 16
+    monkeypatch.setattr(Vision, "at_once", 16)
+    tree, pixels = params()["vision"], tiles(19)
     see = jax.jit(lambda tiles: vision.rows(tree, tiles, EYES))
     many, few = see(pixels), see(pixels[:3])
     most = 1e-5 * float(jnp.abs(few).max())

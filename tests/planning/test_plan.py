@@ -13,9 +13,7 @@ import pytest
 from phi3_jax.__main__ import main
 from phi3_jax.experiment import load_config
 from phi3_jax.family import published
-from phi3_jax.models import vision
 from phi3_jax.models.flops import train_flops_per_token, train_tile_flops
-from phi3_jax.planning import tiles
 from phi3_jax.study.plan import plans
 from phi3_jax.study.runs import plan_study
 
@@ -295,7 +293,6 @@ def test_a_plan_of_training_on_pictures_counts_their_tiles(capsys: pytest.Captur
     assert one["trained_params"] == 22_026_240 + 8_192 and one["flops_per_token"] < 0.7 * whole["flops_per_token"]
     assert one["bytes_per_device"]["optimizer"] == pytest.approx(8 * one["trained_params"] / 8, rel=0.01)
     assert one["bytes_per_device"]["parameters"] == pytest.approx(4 * 4_146_621_440 / 8, rel=0.01)
-    assert tiles.AT_ONCE == vision.AT_ONCE
     assert plan(f"pretrain,{words}", experiment=VISION) == 0
     said = capsys.readouterr().out
     assert "projector: 22,034,432 parameters are trained" in said and "17.0 tiles of pictures a window" in said
