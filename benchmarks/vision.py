@@ -1,12 +1,14 @@
-"""Pictures compared with torch: `python benchmarks/vision.py [--runs N]`.
+"""Speed of pictures, beside torch's: `python benchmarks/vision.py [--runs N]`.
 
-1. One picture of 2 x 2 tiles through tower, projector and language model, full width cut to a few layers, float32, logits
-   of all 773 tokens: seconds here and of transformers' CLIPVisionModel and Phi3ForCausalLM (eager attention, inputs_embeds)
-   with the same weights, whose logits are first shown to be the same.
+1. What pictures cost in training: batches/s that the loader makes of the seeing study's data (records, tiles and index of
+   18 drawn pictures) and steps/s of its smallest proxy, the fastest consumer.
 2. A picture from its JPEG to tiles, 16 crops: pictures/s here and of Pillow's and torch's steps, as Microsoft's processor
    takes them, whose pixels are first shown to be the same.
+3. One picture of 2 x 2 tiles through tower, projector and language model, full width cut to a few layers, float32, logits
+   of all 773 tokens: seconds here and of transformers' CLIPVisionModel and Phi3ForCausalLM (eager attention, inputs_embeds)
+   with the same weights, whose logits are first shown to be the same.
 
-Both libraries take turns in one process, on as many threads; medians, with the median of the ratios. Needs torch and
+Both sides of a table take turns in one process, on as many threads; medians, with the median of the ratios. Needs torch and
 transformers (extra `peer`).
 """
 
@@ -183,10 +185,54 @@ def processor_table(count: int) -> None:
     print(f"| {1 / here:.2f} | {1 / there:.2f} | {ratio:.2f}x |", flush=True)
 
 
+def loader_table(count: int) -> None:
+    import itertools
+    import tempfile
+    from pathlib import Path
+
+    import jax
+
+    from phi3_jax import experiment
+    from phi3_jax.data import loader
+    from phi3_jax.sharding.mesh import mesh_of
+    from phi3_jax.study import data, runs
+    from phi3_jax.training import step, train
+
+    root, steps = Path(__file__).resolve().parents[1], 40
+    config = experiment.load_config(f"{root}/experiments/vision.py:quick,tokens=190k")
+    config.data.source, config.sizes, config.seeds = "drawn:picture", ("mini",), 1
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = data.export_data(data.data_arguments(config, "pico", 190_000), folder)
+        (run,) = runs.plan_runs(config, "pico", manifest, folder, 1)
+        ds, mesh, numbers = loader.open_dataset(folder), mesh_of(run), itertools.count()
+        with jax.set_mesh(mesh):
+            loss = train.loss_of(ds, run, mesh)
+            get = train.batches(ds, run, mesh, loss, folder)
+            state, train_step = step.init_state(run, mesh), step.compile_steps(run, loss)[0]
+            batch = get(next(numbers))
+
+            def load() -> None:
+                for _ in range(steps):
+                    jax.block_until_ready(get(next(numbers) % run.steps))
+
+            def consume() -> None:
+                nonlocal state
+                for _ in range(steps):
+                    state, _ = train_step(state, batch, np.float32(1e-3))
+                jax.block_until_ready(state)
+
+            here, there, ratio = turns((load, consume), count)
+    print(f"\n{run.batch_windows} pictures a batch, {run.model.name}")
+    print("| loader, batches/s | the proxy, steps/s | ratio |\n| --- | --- | --- |")
+    print(f"| {steps / here:.1f} | {steps / there:.1f} | {ratio:.1f}x |", flush=True)
+
+
 def main(flags: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    loader_table(flags["runs"])
     processor_table(flags["runs"])
     model_table(flags["runs"])
 

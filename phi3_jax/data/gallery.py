@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ from phi3_jax.errors import UserError
 NAME = "pictures"
 SHARD = 4096  # pictures of a file
 CACHE = 256 << 20  # bytes of tiles that stay in memory
+LARGE = 1 << 16  # pixels of a picture from which on threads decode; of smaller ones Python's own work is the most
 
 # ------------------------------------------------------------------------------------------------ writing
 
@@ -125,7 +128,8 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], open_shard: Any, eyes: Vision | None) -> None:
-        self._folder, self._open, about = folder, open_shard, manifest[NAME]
+        self._folder, about = folder, manifest[NAME]
+        self._reader = functools.cache(open_shard)  # a reader serves many threads
         if eyes is None or (eyes.tile, eyes.patch) != (about["tile"], about["patch"]):
             has = f"tiles of {eyes.tile} and patches of {eyes.patch} pixels" if eyes else "no eyes"
             raise UserError(
@@ -135,14 +139,15 @@ class Gallery:
         self._eyes, self._crops = eyes, about["crops"]
         self._shards, self._starts = about["shards"], np.cumsum([0] + [shard["records"] for shard in about["shards"]])
         with np.load(self._folder / about["sizes"]) as sizes:
-            pairs = zip(sizes["width"].tolist(), sizes["height"].tolist(), strict=True)
-            self.grids = [images.grid_of(*size, self._crops, eyes.tile) for size in pairs]
+            pairs = list(zip(sizes["width"].tolist(), sizes["height"].tolist(), strict=True))
+        self.grids = [images.grid_of(*size, self._crops, eyes.tile) for size in pairs]
+        self._large = [width * height >= LARGE for width, height in pairs]
         if len(self.grids) != about["count"]:
             raise self._damage(f"{about['sizes']} has {len(self.grids)} sizes, the manifest says {about['count']}")
         parts = [*manifest["sources"], *manifest["evals"]]
         self._seen = {part["seen"]["file"]: self._read_seen(part) for part in parts if "seen" in part}
         most = (self._crops + 1) * 3 * eyes.tile**2 * 4
-        self.tiles = functools.lru_cache(maxsize=max(1, CACHE // most))(self._tiles)
+        self._room, self._kept, self._lock = max(1, CACHE // most), dict[int, np.ndarray](), threading.Lock()
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pictures")
 
     def _damage(self, problem: str) -> UserError:
@@ -167,16 +172,44 @@ class Gallery:
         span = slice(starts[window], starts[window + 1])
         return list(zip(column[span].tolist(), picture[span].tolist(), strict=True))
 
-    def _tiles(self, picture: int) -> np.ndarray:
-        """float32 (tiles, 3, side, side) of a picture."""
+    def tiles(self, pictures: set[int]) -> dict[int, np.ndarray]:
+        """float32 (tiles, 3, side, side) of each picture; the last ones made stay in memory."""
+        with self._lock:
+            found = {picture: self._kept[picture] for picture in pictures if picture in self._kept}
+        new = sorted(pictures - found.keys())
+        each = self._pool.map if any(self._large[picture] for picture in new) else map
+        made = dict(zip(new, each(self._decoded, new, self._read(new)), strict=True))
+        with self._lock:
+            self._kept |= made
+            for picture in list(self._kept)[: max(0, len(self._kept) - self._room)]:
+                del self._kept[picture]
+        return found | made
+
+    def _place(self, picture: int) -> tuple[int, int]:
+        """(shard, record) of a picture."""
         shard = int(np.searchsorted(self._starts, picture, side="right")) - 1
-        path = self._folder / self._shards[shard]["file"]
-        what = f"picture {picture - int(self._starts[shard])} of shard {path}"
-        try:
-            (record,) = self._open(path).read([picture - int(self._starts[shard])])
-        except Exception as error:  # array_record raises plain exceptions for damaged chunks
-            raise self._damage(f"{what} cannot be read") from error
-        content = bytes(record[:-4])
+        return shard, picture - int(self._starts[shard])
+
+    def _called(self, picture: int) -> str:
+        shard, record = self._place(picture)
+        return f"picture {record} of shard {self._folder / self._shards[shard]['file']}"
+
+    def _read(self, pictures: list[int]) -> list[bytes]:
+        """The records of ascending pictures."""
+        records: list[bytes] = []
+        for shard, several in itertools.groupby(pictures, lambda picture: self._place(picture)[0]):
+            some = list(several)
+            try:
+                reader = self._reader(self._folder / self._shards[shard]["file"])
+                records += reader.read([self._place(picture)[1] for picture in some])
+            except Exception as error:  # array_record raises plain exceptions for damaged chunks
+                if len(some) == 1:
+                    raise self._damage(f"{self._called(some[0])} cannot be read") from error
+                records += [record for picture in some for record in self._read([picture])]
+        return records
+
+    def _decoded(self, picture: int, record: bytes) -> np.ndarray:
+        content, what = bytes(record[:-4]), self._called(picture)
         if zlib.crc32(content) != int.from_bytes(record[-4:], "little"):
             raise self._damage(f"{what} fails its checksum")
         return images.tiles_of(images.Picture(content, name=what), self._crops, self._eyes)
@@ -214,7 +247,7 @@ class Gallery:
         tiles = np.zeros((len(mine), room, parts, 3, eyes.tile, eyes.tile), dtype)
         index = np.full((len(mine) * each, time), -1, np.int32)
         wanted = {picture for shard in mine for part in range(parts) for picture in first[shard * parts + part]}
-        seen = dict(zip(wanted, self._pool.map(self.tiles, wanted), strict=True))
+        seen = self.tiles(wanted)
         for i, shard in enumerate(mine):
             for part in range(parts):
                 places = first[shard * parts + part]

@@ -118,9 +118,13 @@ class Picture:
         if isinstance(source, (str, Path, bytes)):
             self._file = source if isinstance(source, bytes) else Path(source)
             self.name = name or ("the picture" if isinstance(source, bytes) else str(source))
-            with self._opened() as image:
-                self.size = self._turned_size(image)
-                _remark(self.name, image)
+            image = self._opened()
+            self.size = self._turned_size(image)
+            _remark(self.name, image)
+            if isinstance(source, bytes):
+                self._image = image  # of these, `rgb` need not read the header again
+            else:
+                image.close()
             return
         self.name = name or "the picture"
         if not hasattr(source, "convert") or not hasattr(source, "size"):
@@ -156,7 +160,9 @@ class Picture:
         Raises:
           UserError: the file is cut off or damaged.
         """
-        image = self._image if self._file is None else self._opened()
+        image = self._opened() if self._image is None else self._image
+        if self._file is not None:
+            self._image = None  # what is decoded is not kept
         try:
             if self._exif:
                 from PIL import ImageOps
@@ -243,6 +249,8 @@ def _taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 def overview(values: np.ndarray, tile: int = 336) -> np.ndarray:
     """float32 (3, tile, tile): the whole picture (3, h, w), normalised already, as one tile; torch's bicubic."""
     for axis in (1, 2):
+        if values.shape[axis] == tile:
+            continue  # each place's own weight is 1, the others' 0
         places, weights = _taps(values.shape[axis], tile)
         shape = (-1, 1) if axis == 1 else (-1,)
         taken = (np.take(values, places[:, k], axis=axis) * weights[:, k].reshape(shape) for k in range(4))

@@ -46,7 +46,7 @@ def _compiled(run: RunConfig, loss: step.Loss) -> tuple[Callable[..., Any], Call
     return _steps(same, loss)
 
 
-def _batches(
+def batches(
     ds: loader.Dataset, run: RunConfig, mesh: jax.sharding.Mesh, loss: step.Loss, folder: Path
 ) -> Callable[[int], dict[str, jax.Array]]:
     """Batch of a step, on the devices; this process reads the rows of its own."""
@@ -274,7 +274,7 @@ def _train(
             state=_initial(run, mesh, study),
             step_fn=train_step,
             lr_fn=lambda number: learning_rate(run, number),
-            batch_fn=_batches(ds, run, mesh, loss, folder),
+            batch_fn=batches(ds, run, mesh, loss, folder),
             loop=loop,
             folder=folder,
             identity={"fingerprint": fingerprint(run), "order": loader.ORDER, "config": science(run)},

@@ -210,7 +210,7 @@ def test_a_picture_counts_in_the_fingerprint_and_another_model_is_refused(shop: 
     writer.write((shop / "pics/a.png").read_bytes() + b"none")
     writer.close()
     with pytest.raises(UserError, match="damaged data: picture 0 of shard"):
-        shown.tiles(0)
+        shown.tiles({0})
 
 
 def test_pictures_that_do_not_decode_end_the_export_or_are_counted(

@@ -36,7 +36,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[loader.Dataset, Run
         ds = loader.open_dataset(out)
         loss = train.loss_of(ds, run, mesh)
         state, (update, _) = step.init_state(run, mesh), step.compile_steps(run, loss)
-        batches = train._batches(ds, run, mesh, loss, out)
+        batches = train.batches(ds, run, mesh, loss, out)
         for number in range(12):
             state, _ = update(state, batches(number), jnp.float32(5e-3))
     return ds, run, mesh, state.params

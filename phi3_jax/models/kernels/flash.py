@@ -84,7 +84,9 @@ def _forward(
     return out, (q, k, v, documents, out, logs)
 
 
-def _backward(mask: Mask, scale: float, saved: _Saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(
+    mask: Mask, scale: float, saved: _Saved, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved[:3]]
     call = jax.ffi.ffi_call(BACK, shapes, vmap_method="sequential")
     d_q, d_k, d_v = call(*saved, d_out, scale=float(scale), window=mask.window or 0)
