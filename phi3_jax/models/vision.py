@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 Tree = Any
+MANY = 256  # patches of a tile from which on a CPU takes one head at a time
 ENDS = 2  # rows after those of the tiles: a row of tokens ends, the grid ends
 
 
@@ -32,13 +33,33 @@ def patches_of(tiles: Float[jax.Array, "n c h w"], eyes: Vision) -> Float[jax.Ar
     return x.reshape(n, count * count, 3 * size * size)
 
 
+def _mixed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of every patch to every patch: (tiles, patches, heads, head_dim)."""
+    scores = jnp.einsum("nphk,nshk->nhps", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+    weights = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=-1).astype(v.dtype)
+    return jnp.einsum("nhps,nshk->nphk", weights, v)
+
+
+def _by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`_mixed`, a head of a tile at a time, so that a CPU keeps its scores in its cache."""
+    n, p, h, d = q.shape
+
+    def head(one: jax.Array) -> jax.Array:
+        q, k, v = one
+        scores = ((q * d**-0.5) @ k.T).astype(jnp.promote_types(q.dtype, jnp.float32))
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        return ((weights.astype(v.dtype) @ v) / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    parts = jnp.stack([q, k, v]).transpose(1, 3, 0, 2, 4).reshape(n * h, 3, p, d)
+    return jax.lax.map(head, parts).reshape(n, h, p, d).transpose(0, 2, 1, 3)
+
+
 def _layer(x: Float[jax.Array, "n p d"], params: Tree, eyes: Vision) -> Float[jax.Array, "n p d"]:
     """One pre-norm block: attention of every patch to every patch, and an MLP with quick-GELU, x sigmoid(1.702 x)."""
     qkv = linear(norm(x, params["attention_norm"], eyes), params["qkv"])
     q, k, v = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
-    scores = jnp.einsum("nphk,nshk->nhps", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
-    weights = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("nhps,nshk->nphk", weights, v)
+    by_head = q.shape[1] >= MANY
+    mixed = jax.lax.platform_dependent(q, k, v, cpu=_by_head, default=_mixed) if by_head else _mixed(q, k, v)
     x = x + linear(mixed[:, :, :, None], params["out"], 3)
     h = linear(norm(x, params["mlp_norm"], eyes), params["up"])
     return x + linear(h * jax.nn.sigmoid(1.702 * h), params["down"])

@@ -245,8 +245,9 @@ def reference(tree: Any, pixels: np.ndarray, eyes: Vision) -> np.ndarray:
     return (h * 0.5 * (1 + erf(h / np.sqrt(2)))) @ tree["out"]["weight"] + tree["out"]["bias"]
 
 
-@pytest.mark.parametrize("tile", [28, 56])
-def test_rows_are_those_of_float64(tile: int) -> None:
+@pytest.mark.parametrize(("tile", "many"), [(28, 256), (56, 256), (56, 1)])  # the last one by head
+def test_rows_are_those_of_float64(tile: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "MANY", many)
     cfg = dataclasses.replace(CFG, vision=dataclasses.replace(EYES, tile=tile))
     tree, pixels = params(cfg)["vision"], tiles(3, tile)
     want = reference(tree, pixels, cfg.vision)
@@ -309,8 +310,10 @@ def test_tags_out_of_order_show_their_own_pictures_and_text_alone_is_as_before()
     np.testing.assert_array_equal(model.logits([rows[0]], images=[[]]), model.logits([rows[0]]))
 
 
-def test_rows_and_their_tiles_lie_on_one_device_of_a_mesh() -> None:
+@pytest.mark.parametrize("many", [256, 1])
+def test_rows_and_their_tiles_lie_on_one_device_of_a_mesh(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each device has a table of its own rows' tiles; what is whole on every device gets the sum of their gradients."""
+    monkeypatch.setattr(vision, "MANY", many)
     cfg = dataclasses.replace(CFG, layers=1, embed=64, heads=4, kv_heads=4, vision=dataclasses.replace(EYES, layers=2))
     tree, rows, each = params(cfg), 4, 3
     tree["vision"] = jax.tree.map(lambda w: 0.1 * w, tree["vision"])
