@@ -28,8 +28,6 @@ WHITE = 255
 MOST_CROPS = 64
 # Pixels of a file that is read at all: twice Pillow's limit, from which on it speaks of decompression bombs.
 MOST_PIXELS = 178_956_970
-# (3, 256): what each level of each channel becomes.
-_LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - MEAN[:, None]) / STD[:, None]
 _CUBIC = -0.75  # of the global view's bicubic kernel, as torch has it
 
 
@@ -232,7 +230,12 @@ def padded(picture: Picture, grid: Grid, tile: int = 336) -> np.ndarray:
 
 def normalised(pixels: np.ndarray) -> np.ndarray:
     """float32 (3, h, w) of uint8 (h, w, 3): of mean 0 and standard deviation 1 over CLIP's pictures."""
-    return np.stack([of.take(pixels[:, :, channel]) for channel, of in enumerate(_LEVELS)])
+    values = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel, mean, std, plane in zip(range(3), MEAN, STD, values, strict=True):
+        np.divide(pixels[:, :, channel], np.float32(WHITE), out=plane)
+        plane -= mean
+        plane /= std
+    return values
 
 
 @functools.lru_cache(maxsize=64)
@@ -253,8 +256,12 @@ def overview(values: np.ndarray, tile: int = 336) -> np.ndarray:
             continue  # each place's own weight is 1, the others' 0
         places, weights = _taps(values.shape[axis], tile)
         shape = (-1, 1) if axis == 1 else (-1,)
-        taken = (np.take(values, places[:, k], axis=axis) * weights[:, k].reshape(shape) for k in range(4))
-        values = functools.reduce(np.add, taken)
+        sums = np.take(values, places[:, 0], axis=axis) * weights[:, 0].reshape(shape)
+        for k in (1, 2, 3):
+            taken = np.take(values, places[:, k], axis=axis)
+            taken *= weights[:, k].reshape(shape)
+            sums += taken
+        values = sums
     return values
 
 
