@@ -73,7 +73,8 @@ def with_rule(folder: Path, rule: str, experiment: str) -> tuple[list[Row], dict
     Raises:
       UserError: a file is missing, no run has finished, or the study has no such rule.
     """
-    rows, config = read(folder / "runs.csv"), read_json(folder / "study.json")["design"]["config"]
+    rows = read(folder / "runs.csv")
+    config = read_json(folder / "study.json").get("design", {}).get("config", {})
     if not config.get(rule):
         raise UserError(f"{folder}/study.json has no such rule; give a folder of {experiment}")
     return rows, config
