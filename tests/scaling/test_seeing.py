@@ -99,9 +99,10 @@ def test_what_is_detectable_is_found_in_four_of_five_studies() -> None:
     assert seeing.detectable(sd, 1) == math.inf
 
 
-def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("study", [{"design": {"config": {}}}, {}])
+def test_a_folder_of_another_study_is_refused(study: dict[str, Any], tmp_path: Path) -> None:
     folder = write(tmp_path, {})
-    (folder / "study.json").write_text(json.dumps({"design": {"config": {}}}))
+    (folder / "study.json").write_text(json.dumps(study))
     with pytest.raises(UserError, match="has no such rule"):
         seeing.lines_of(folder)
 
