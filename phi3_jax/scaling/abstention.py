@@ -4,10 +4,15 @@ A condition compares two cells, each (arm, size, endpoint), within a seed: the s
 seeds. Its `word` is one of equal, falls and rises:
 
     equal    holds where the interval lies within the margin on both sides of 0; fails where it lies outside
-    falls    holds where the interval lies below 0; fails where it lies above -margin. rises: likewise, the other way round
+    falls    holds where the interval lies below 0 and its middle reaches the margin; fails where the interval stays above
+             -margin. rises: likewise, the other way round
     otherwise, and with fewer seeds than the rule wants, it is undecided
 
-A condition whose `needs` is not met, a cell that must reach a score for the comparison to mean something, is undecided too.
+A condition one of whose `needs` is not met, cells with the least and the most that they may have for the comparison to mean
+something, is undecided too. Where a condition has `parts` instead of cells, the fall of the condition of that name is the
+change of a product, unknown values times the share of them that is answered, and is split evenly (Shapley): the change of
+each factor at the mean of the other. It compares the first part with the second: it falls where fewer unknown values are
+more of the fall than better discrimination.
 """
 
 from __future__ import annotations
@@ -24,7 +29,6 @@ from phi3_jax.scaling import causal
 from phi3_jax.scaling.causal import Row
 from phi3_jax.statistics import Estimate
 
-FEWEST = 3  # seeds behind a decision
 HOLDS, FAILS, UNDECIDED = "holds", "does not", "undecided"
 # Of the table: heads, and endpoints; a line is an arm and a size.
 SHOWN = {
@@ -34,6 +38,7 @@ SHOWN = {
     "rows": "reasoning/row/exact",
     "unknown": "abstention/free/unknown",
     "wrong@90": "abstention/free/wrong_at_90",
+    "in corpus": "abstention/free/wrong_in_corpus_at_90",
     "invented@90": "abstention/free/invented_at_90",
     "invented>half": "abstention/free/invented_at_half",
     "AUROC": "abstention/free/auroc",
@@ -70,24 +75,48 @@ def difference(rows: Sequence[Row], first: Sequence[str], second: Sequence[str])
     return statistics.over_seeds(pairs) if pairs else None
 
 
-def judge(rows: Sequence[Row], name: str, condition: Mapping[str, Any]) -> Found:
-    """One condition of the rule."""
-    e = difference(rows, condition["first"], condition["second"])
+def parts(rows: Sequence[Row], condition: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """A seed's change of what is wrong, (by fewer unknown values, by better discrimination); see above."""
+    (arm, small, wrong), (_, large, _) = condition["first"], condition["second"]
+    unknown = wrong.rpartition("/")[0] + "/unknown"
+    cells = [value(rows, (arm, size, endpoint)) for size in (small, large) for endpoint in (unknown, wrong)]
+    fewer, better = [], []
+    for seed in sorted(set.intersection(*(set(cell) for cell in cells))):
+        u, w, v, x = (cell[seed] for cell in cells)
+        if u and v:
+            fewer.append((v - u) * (w / u + x / v) / 2)
+            better.append((x / v - w / u) * (u + v) / 2)
+    return fewer, better
+
+
+def _changes(rows: Sequence[Row], condition: Mapping[str, Any], conditions: Mapping[str, Any]) -> Estimate | None:
+    if split := condition.get("parts"):
+        fewer, better = parts(rows, conditions[split])
+        return statistics.over_seeds([one - other for one, other in zip(fewer, better, strict=True)]) if fewer else None
+    return difference(rows, condition["first"], condition["second"])
+
+
+def judge(rows: Sequence[Row], name: str, conditions: Mapping[str, Any], seeds: int) -> Found:
+    """One condition of the rule, which wants so many seeds."""
+    condition = conditions[name]
+    e = _changes(rows, condition, conditions)
     if e is None:
         return Found(name, UNDECIDED, "not measured in both cells", None)
-    if needs := condition.get("needs"):
-        *cell, least = needs
+    for *cell, least, most in condition.get("needs", ()):
         reached = list(value(rows, cell).values())
-        if not reached or sum(reached) / len(reached) < least:
-            return Found(name, UNDECIDED, f"{cell[0]} {cell[1]} does not reach {least:g} of {cell[2]}", e)
-    if e.n < FEWEST or not e.known:
-        return Found(name, UNDECIDED, f"{e.n} seed{'s' * (e.n != 1)}; {FEWEST} are needed to decide", e)
+        mean = sum(reached) / len(reached) if reached else math.nan
+        if not least <= mean <= most:
+            shown = f"{100 * mean:.1f} %" if reached else "not measured"
+            wanted = f"from {100 * least:g} to {100 * most:g} %"
+            return Found(name, UNDECIDED, f"{cell[2]} of {cell[0]} {cell[1]} is {shown}; it should be {wanted}", e)
+    if e.n < seeds or not e.known:
+        return Found(name, UNDECIDED, f"{e.n} seed{'s' * (e.n != 1)}; {seeds} are needed to decide", e)
     margin, sign = condition["margin"], {"falls": -1, "rises": 1}.get(condition["word"], 0)
     if not sign:
         inside, outside = -margin < e.low and e.high < margin, e.low > margin or e.high < -margin
     else:
         low, high = sorted((sign * e.low, sign * e.high))
-        inside, outside = low > 0, high < margin
+        inside, outside = low > 0 and sign * e.value >= margin, high < margin
     word = HOLDS if inside else FAILS if outside else UNDECIDED
     return Found(name, word, "" if word != UNDECIDED else "the interval allows both", e)
 
@@ -99,18 +128,56 @@ def line(one: Found, condition: Mapping[str, Any]) -> str:
     return f"{one.name}  {condition['says']}:{shown}; {one.word}{why}. Predicted: {condition['predicted']}."
 
 
+# What is said of a condition that holds, fails or is undecided; where "equal" fails, by the sign of the difference.
+SAID = {
+    "a": {
+        HOLDS: "at one step of reasoning medium is no better than mini",
+        +1: "reasoning grows as well",
+        -1: "medium reasons worse",
+        UNDECIDED: "whether reasoning grows is undecided",
+    },
+    "b": {
+        HOLDS: "wrong answers fall with size",
+        -1: "wrong answers do not fall with size",
+        +1: "wrong answers do not fall with size",
+        UNDECIDED: "whether wrong answers fall with size is undecided",
+    },
+    "c": {
+        HOLDS: "and not where every size holds all facts",
+        -1: "and where every size holds all facts too: size itself helps",
+        +1: "and rise where every size holds all facts",
+        UNDECIDED: "whether they fall where every size holds all facts is undecided",
+    },
+    "e": {
+        HOLDS: "most of the fall is by acquired facts",
+        +1: "most of the fall is by better discrimination",
+        -1: "most of the fall is by acquired facts",
+        UNDECIDED: "whether most of it is by acquired facts is undecided",
+    },
+    "d": {
+        HOLDS: "equal loads a parameter invent alike",
+        -1: "equal loads a parameter do not invent alike, for a cause that is open",
+        +1: "equal loads a parameter do not invent alike, for a cause that is open",
+        UNDECIDED: "whether equal loads a parameter invent alike is undecided",
+    },
+}
+
+
 def verdict(found: Mapping[str, Found]) -> str:
-    """What the conditions a to d are together."""
-    a, b, c, d = (found[name].word for name in "abcd")
-    if b == FAILS:
-        return "not supported: what is invented does not fall with size"
-    if UNDECIDED in (a, b, c, d):
-        return "undecided"
-    if c == FAILS:
-        return "size itself helps: what is invented falls with size where there are no more facts to acquire"
-    if a == FAILS:
-        return "not supported as it stands: invention falls by acquired facts, and reasoning grows as well"
-    return "supported" if d == HOLDS else "by better discrimination: equal loads a parameter do not invent alike"
+    """What the conditions a to e are together, and each of them in words."""
+    words = {name: found[name].word for name in SAID}
+    if words["b"] == FAILS or FAILS in (words["a"], words["c"]):
+        whole = "not supported"
+    elif UNDECIDED in words.values():
+        whole = "undecided"
+    else:
+        whole = "supported in part" if FAILS in words.values() else "supported"
+    said = []
+    for name, by_word in SAID.items():
+        e = found[name].difference
+        sign = 1 if e is None or e.value > 0 else -1
+        said.append(by_word[sign if words[name] == FAILS else words[name]])
+    return f"{whole}. At 90 % coverage of what a model knows: {'; '.join(said)}"
 
 
 def planned(config: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -133,17 +200,22 @@ def lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from table(rows, plan)
     yield ""
-    found = {name: judge(rows, name, condition) for name, condition in rule["conditions"].items()}
+    found = {name: judge(rows, name, rule["conditions"], rule["seeds"]) for name in rule["conditions"]}
     for name, one in found.items():
         yield line(one, rule["conditions"][name])
-    yield from _parts(rows, rule)
+    fewer, better = parts(rows, rule["conditions"]["b"])
+    if fewer:
+        yield (
+            f"   of b, {_interval(statistics.over_seeds(fewer))} by fewer unknown values, "
+            f"{_interval(statistics.over_seeds(better))} by better discrimination"
+        )
     yield ""
     word = verdict(found)
     seeds = {row.seed for row in rows}
     if config["size_factor"] != 1:
         word = "none, for a trial"
     yield f"Verdict: {word}."
-    if len(seeds) < FEWEST:
+    if 0 < len(seeds) < rule["seeds"]:
         yield (
             f"{len(seeds)} seed{'s' * (len(seeds) != 1)}: the table shows the shape of things and how much items differ. "
             "Weights, the order of data and the universe of persons change with the seed, and nothing here says by how "
@@ -165,27 +237,6 @@ def table(rows: Sequence[Row], plan: Sequence[tuple[str, str, int]], shown: Mapp
             text = f"{100 * sum(values) / len(values):.1f}" if values else "–"
             cells.append(f"{text:>{max(7, len(head.strip()))}}")
         yield "  ".join([f"{arm + ' ' + size:22}", f"{len(seeds):5}", *cells])
-
-
-def _parts(rows: Sequence[Row], rule: Mapping[str, Any]) -> Iterator[str]:
-    """How much of the fall of condition b comes of fewer unknown values, and how much of telling them better."""
-    (arm, small, wrong), (_, large, _) = rule["conditions"]["b"]["first"], rule["conditions"]["b"]["second"]
-    unknown = wrong.rpartition("/")[0] + "/unknown"
-    fewer, better = [], []
-    for seed in sorted({row.seed for row in rows}):
-        cells = [
-            value(rows, (arm, size, endpoint)).get(seed) for size in (small, large) for endpoint in (unknown, wrong)
-        ]
-        if None in cells or not cells[0] or not cells[2]:
-            continue
-        u, w, v, x = (float(c) for c in cells if c is not None)
-        fewer.append((v - u) * w / u)
-        better.append(x - w - fewer[-1])
-    if fewer:
-        yield (
-            f"   of b, {_interval(statistics.over_seeds(fewer))} by fewer unknown values at {small}'s discrimination, "
-            f"{_interval(statistics.over_seeds(better))} by better discrimination"
-        )
 
 
 def _interval(e: Estimate) -> str:

@@ -88,9 +88,10 @@ def lines(rows: Sequence[Row], rule: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from abstention.table(rows, plan, SHOWN)
     yield ""
-    found = {name: abstention.judge(rows, name, condition) for name, condition in rule["conditions"].items()}
+    conditions, seeds = rule["conditions"], len(rule["seeds"])
+    found = {name: abstention.judge(rows, name, conditions, seeds) for name in conditions}
     for name, one in found.items():
-        yield abstention.line(one, rule["conditions"][name])
+        yield abstention.line(one, conditions[name])
     yield ""
     for size in family.TRIO:
         yield f"Verdict, {size}: {verdict(found, size)}."

@@ -72,10 +72,30 @@ def test_not_knowing_said_aloud_is_no_answer():
 
 def test_too_few_known_values_have_no_threshold():
     right = np.zeros((1200, 6), bool)
-    right[:16] = True  # 48 values on either side
-    extra = (np.arange(1200) < 450, np.arange(1200) >= 900)
+    right[:18] = True  # 54 values on either side, of which 5 are luck
+    extra = (np.arange(1200) < 450, np.arange(1200) >= 900, 256)
     few = {row["metric"] for row in abstention.measures("free", right, np.full(right.shape, 0.5), *extra)}
-    right[:18] = True
+    right[:20] = True
     enough = {row["metric"] for row in abstention.measures("free", right, np.full(right.shape, 0.5), *extra)}
     assert few == {"unknown", "invented_at_half", "wrong_at_half", "ece"}
-    assert enough - few == {"invented_at_90", "wrong_at_90", "kept_at_90", "auroc"}
+    assert enough - few == {"invented_at_90", "wrong_at_90", "wrong_in_corpus_at_90", "kept_at_90", "auroc"}
+
+
+def test_lucky_hits_need_not_be_kept() -> None:
+    """Who knows 2 % and tells it from its guesses perfectly answers no guess, however many of those are right."""
+    rng, persons = np.random.default_rng(3), 9000
+    known = np.repeat(rng.random(persons) < 0.02, 6).reshape(persons, 6)
+    lucky = rng.random(known.shape) < 1 / 256
+    sure = np.where(known, rng.uniform(0.6, 1, known.shape), rng.uniform(0, 0.4, known.shape))
+    everyone = np.ones(persons, bool), np.zeros(persons, bool)
+    everyone[1][-1000:], everyone[0][-1000:] = True, False
+    found = {row["metric"]: row for row in abstention.measures("free", known | lucky, sure, *everyone, 256)}
+    assert found["invented_at_90"]["value"] == pytest.approx(0.02, abs=0.01)  # strangers that it takes for known
+    assert found["wrong_at_90"]["value"] == found["wrong_in_corpus_at_90"]["value"] == 0
+    assert found["kept_at_90"]["value"] == pytest.approx(0.9, abs=0.05)
+
+
+def test_the_threshold_takes_equal_probabilities_together() -> None:
+    worth, sure = np.array([1.0, -0.25, 1, -0.25, 1]), np.array([0.9, 0.5, 0.5, 0.4, 0.2])
+    assert abstention.threshold(worth, sure) == 0.2  # 1, 1.75, 1.5, 2.5 of 2.5
+    assert abstention.threshold(worth[:3], sure[:3]) == 0.5

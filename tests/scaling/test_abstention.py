@@ -25,12 +25,15 @@ WRONG, INVENTED, STEP, ROWS = (
     "reasoning/gap1/accuracy",
     "reasoning/row/exact",
 )
+UNKNOWN, RECALL, OWN = f"{FREE}unknown", "knowledge/universe/recall", "knowledge/corpus/recall"
 # As the conjecture has it, by (arm, size); what is not named is the same everywhere.
-SUPPORTED = {
-    ("facts9000", "mini"): {WRONG: 0.5, INVENTED: 0.6, f"{FREE}unknown": 0.8},
-    ("facts9000", "medium"): {WRONG: 0.1, INVENTED: 0.2, f"{FREE}unknown": 0.2},
+MEDIUM: dict[str, float] = {WRONG: 0.1, INVENTED: 0.2, UNKNOWN: 0.2}
+SUPPORTED: dict[tuple[str, str], dict[str, float]] = {
+    ("facts9000", "mini"): {WRONG: 0.5, INVENTED: 0.6, UNKNOWN: 0.8},
+    ("facts9000", "medium"): MEDIUM,
+    ("load", "mini"): {INVENTED: 0.2},
 }
-PLAIN = {WRONG: 0.02, INVENTED: 0.05, STEP: 0.97, ROWS: 0.5, f"{FREE}unknown": 0.8}
+PLAIN = {WRONG: 0.02, INVENTED: 0.05, STEP: 0.9, ROWS: 0.5, UNKNOWN: 0.8, RECALL: 0.3, OWN: 0.98}
 
 
 def write(
@@ -41,7 +44,7 @@ def write(
     for arm, size, seed in abstention.planned(config):
         if seed < config["seed"] + seeds:
             scores = PLAIN | changes.get((arm, size), {})
-            noisy = {key: round(value + 0.005 * rng.normal(), 5) for key, value in scores.items()}
+            noisy = {key: round(value + 0.003 * rng.normal(), 5) for key, value in scores.items()}
             records.append(dict(arm=arm, member=size, non_embedding=1e5, seed=seed, status="finished") | noisy)
     folder.mkdir(parents=True, exist_ok=True)
     tables.write(folder / "runs.csv", list(dict.fromkeys(key for one in records for key in one)), records)
@@ -55,29 +58,38 @@ def said(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "whole", "word"),
     [
-        (SUPPORTED, "supported."),
-        ({}, "not supported: what is invented does not fall with size."),
-        (SUPPORTED | {("facts1500", "mini"): {WRONG: 0.3}}, "size itself helps"),
-        (
-            SUPPORTED | {("facts9000", "medium"): SUPPORTED["facts9000", "medium"] | {STEP: 1.1}},
-            "reasoning grows as well",
-        ),
-        (SUPPORTED | {("pair_mini", "mini"): {INVENTED: 0.4}}, "by better discrimination"),
-        (SUPPORTED | {("facts9000", "mini"): SUPPORTED["facts9000", "mini"] | {STEP: 0.8}}, "undecided."),
+        ({}, "supported", "most of the fall is by acquired facts"),
+        ({("facts9000", "mini"): PLAIN, ("facts9000", "medium"): PLAIN}, "not supported", "do not fall with size"),
+        ({("facts1500", "mini"): {WRONG: 0.3}}, "not supported", "size itself helps"),
+        ({("facts1500", "medium"): {WRONG: 0.3}}, "not supported", "and rise where every size holds all facts"),
+        ({("facts9000", "medium"): MEDIUM | {STEP: 1.1}}, "not supported", "reasoning grows as well"),
+        ({("facts9000", "medium"): MEDIUM | {STEP: 0.7}}, "not supported", "medium reasons worse"),
+        ({("facts9000", "medium"): MEDIUM | {UNKNOWN: 0.7}}, "supported in part", "by better discrimination"),
+        ({("load", "mini"): {INVENTED: 0.5}}, "supported in part", "equal loads a parameter do not invent alike"),
+        ({("load", "mini"): {INVENTED: 0.01}}, "undecided", "whether equal loads a parameter invent alike is undecided"),
+        ({("facts1500", "mini"): {OWN: 0.5}}, "undecided", "whether they fall where every size holds all facts is"),
+        ({("facts9000", "mini"): SUPPORTED["facts9000", "mini"] | {STEP: 0.7}}, "undecided", "whether reasoning grows"),
+        ({("facts9000", "mini"): SUPPORTED["facts9000", "mini"] | {RECALL: 0.001}}, "undecided", "whether wrong answers"),
     ],
-)
-def test_each_verdict_from_runs_that_earn_it(changes: Any, word: str, tmp_path: Path) -> None:
-    found = said(write(tmp_path, changes))
-    assert word in found["Verdict"]
-    assert found["75 of 75 planned runs ran."] and "Not run" not in found
+)  # fmt: skip
+def test_each_verdict_from_runs_that_earn_it(changes: Any, whole: str, word: str, tmp_path: Path) -> None:
+    found = said(write(tmp_path, SUPPORTED | changes))
+    assert found["Verdict"].startswith(f"Verdict: {whole}. At 90 %") and word in found["Verdict"]
+    assert found["65 of 65 planned runs ran."] and "Not run" not in found
+
+
+def test_a_fall_that_is_smaller_than_the_margin_is_no_fall(tmp_path: Path) -> None:
+    small = {("facts9000", "mini"): PLAIN | {WRONG: 0.05}, ("facts9000", "medium"): PLAIN | {WRONG: 0.02}}
+    (line,) = [x for x in abstention.lines_of(write(tmp_path, small)) if x.startswith("b  ")]
+    assert "-3" in line and "; does not. Predicted: holds." in line
 
 
 def test_one_seed_decides_nothing_and_the_runs_that_are_missing_are_named(tmp_path: Path) -> None:
     found = said(write(tmp_path, SUPPORTED, seeds=1, target="quick"))
-    assert found["15 of 75 planned runs ran."] and found["Verdict"] == "Verdict: undecided."
-    assert len(found["Not run"].split(", ")) == 60 and "pair_medium-medium-s14" in found["Not run"]
+    assert found["13 of 65 planned runs ran."] and found["Verdict"].startswith("Verdict: undecided.")
+    assert len(found["Not run"].split(", ")) == 52 and "heard-medium-s54" in found["Not run"]
     assert "no difference above is a finding" in found["1 seed"]
     conditions = load_config(FILE).abstention.conditions
     assert all("undecided" in found[name] for name in conditions)
@@ -85,25 +97,26 @@ def test_one_seed_decides_nothing_and_the_runs_that_are_missing_are_named(tmp_pa
 
 
 def test_the_fall_is_split_into_its_two_parts(tmp_path: Path) -> None:
-    """Unknown values fall from .8 to .2 of them .5/.8 are answered wrongly at mini: -.375 of -.4."""
+    """Of .8 unknown values .625 are answered at mini, of .2 a half at medium: -.6 * .5625 by facts, -.125 * .5 else."""
     (line,) = (line for line in abstention.lines_of(write(tmp_path, SUPPORTED)) if "of b" in line)
     first, second = (float(part.split(" [")[0].split()[-1]) for part in line.split(" points ")[:2])
-    assert first == pytest.approx(-37.5, abs=1) and second == pytest.approx(-2.5, abs=1)
+    assert first == pytest.approx(-33.75, abs=1) and second == pytest.approx(-6.25, abs=1)
 
 
-def test_two_seeds_have_intervals_and_decide_nothing(tmp_path: Path) -> None:
-    found = said(write(tmp_path, SUPPORTED, seeds=2))
-    assert found["Verdict"] == "Verdict: undecided." and "[" in found["b"] and "2 seeds; 3 are needed" in found["b"]
+def test_fewer_seeds_than_the_rule_wants_have_intervals_and_decide_nothing(tmp_path: Path) -> None:
+    found = said(write(tmp_path, SUPPORTED, seeds=4))
+    assert found["Verdict"].startswith("Verdict: undecided.") and "[" in found["b"]
+    assert "4 seeds; 5 are needed" in found["b"]
 
 
 def test_a_missing_arm_and_a_trial_are_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path, SUPPORTED)
     lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
-    (folder / "runs.csv").write_text("".join(line for line in lines if not line.startswith("pair_mini")))
+    (folder / "runs.csv").write_text("".join(line for line in lines if not line.startswith("load")))
     assert main(["verdict", FILE, str(folder)]) == 0
     out = capsys.readouterr().out
     assert (
-        "70 of 75 planned runs ran" in out and "d  equal bits a parameter invent alike:; undecided (not measured" in out
+        "60 of 65 planned runs ran" in out and "d  equal bits a parameter invent alike:; undecided (not measured" in out
     )
     study = json.loads((folder / "study.json").read_text())
     study["design"]["config"]["size_factor"] = 0.1
@@ -119,7 +132,7 @@ def test_the_report_has_the_rule_s_words_and_says_why_not(tmp_path: Path) -> Non
     folder = write(tmp_path, SUPPORTED, seeds=1)
     study = Study(folder, json.loads((folder / "study.json").read_text()), [], [])
     page = sections.rule(study)
-    assert "15 of 75 planned runs ran." in page and "Predicted: holds." in page and not study.missing
+    assert "13 of 65 planned runs ran." in page and "Predicted: holds." in page and not study.missing
     (folder / "runs.csv").unlink()
     assert sections.rule(study) == "" and "the rule says nothing yet: no table" in study.missing[0]
     study.meta["design"]["config"]["verdict"] = "os:getcwd"  # a table of rules, not of anything
@@ -134,9 +147,9 @@ def test_the_design_holds_what_it_says() -> None:
     arms = arms_of(load_config(FILE))
     assert {round(arm.knowledge / arm.facts, 6) for arm in arms.values()} == {round(2_000_000 / 9000, 6)}
     loads = [
-        arms[f"pair_{size}"].facts * 48 / proxy(size, "pico", vocab=320).matrix_params for size in ("mini", "medium")
+        arms[arm].facts * 48 / proxy(size, "pico", vocab=320).matrix_params
+        for arm, size in (("load", "mini"), ("facts9000", "medium"))
     ]
     assert loads[0] == pytest.approx(loads[1], rel=0.01)
     assert {arm.tokens for name, arm in arms.items() if name in ("facts9000", "search", "heard")} == {4_000_000}
-    weights = [arms[f"pair_{size}"].fact_weight("token") for size in ("mini", "medium")]
-    assert weights[0] == weights[1] and arms["pair_mini"].weighting == "token"
+    assert load_config(FILE).train.weighting == "token" and not any(arm.weighting for arm in arms.values())
