@@ -48,15 +48,14 @@ What a score can be, without any knowledge or thought:
                      search, the sentence that is found names somebody else: a rule outside of the model could abstain
                      wherever the names differ, and would invent nothing
 
-A pilot of seeds 0 to 2, mini and medium alone, of facts1500, facts9000 and load comes first, for floors, ceilings and how much
-seeds differ; margins do not move by what it finds. Its seeds and those of data_optimal.py and calibration.py are not used again.
-
-Items without a condition of their own are there to be seen: small, and 4,500 persons.
+A pilot of seeds 0 to 2, mini and medium alone, of facts1500, facts9000 and load comes first, for floors, ceilings and how
+much seeds differ; margins do not move by what it finds. Its seeds, and those of data_optimal.py and calibration.py, are not
+used again. Small, and 4,500 persons, have no condition of their own: they are there to be seen.
 
 The rule, written before any run of the design, and with it what was expected, is `RULE` below.
 
-What is not here: abstention learned in SFT or DPO, which alignment_tax.py measures on prose: how many strangers and how many
-known persons a chat refuses, by size (docs/posttraining.md). `heard` puts the words "I do not know" into pre-training alone.
+What is not here: abstention learned in SFT or DPO, which alignment_tax.py measures on prose: how many strangers and known
+persons a chat refuses, by size (docs/posttraining.md). `heard` puts "I do not know" into pre-training alone.
 """
 
 from __future__ import annotations
@@ -93,8 +92,8 @@ STEP, ROWS = "reasoning/gap1/accuracy", "reasoning/row/exact"
 WRONG, INVENTED = "abstention/free/wrong_at_90", "abstention/free/invented_at_90"
 MINI, MEDIUM = ("facts9000", "mini"), ("facts9000", "medium")
 # Read by phi3_jax.scaling.abstention, which says what holds, fails and stays undecided. Cells are (arm, size, endpoint); a
-# difference is second minus first. Margins are the smallest differences that matter. `needs` are cells with the least and the
-# most that they may have, in the mean over seeds, for the comparison to mean something.
+# difference is second minus first. Margins are the smallest differences that matter. `needs` are cells with the least and
+# the most that they may have, in the mean over seeds, for the comparison to mean something.
 RULE = dict(
     seeds=SEEDS,
     conditions={

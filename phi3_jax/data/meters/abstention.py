@@ -6,8 +6,8 @@ same after the sentence that search finds. A value is known where it is right an
 counts as given where its probability reaches a threshold, below which the model would abstain; "I do not know", where it
 can be said, is never an answer. The threshold is chosen on the persons of even numbers so that 90 % of their known values
 are answered; all rows are of the odd ones, and of all strangers. Luck is not knowledge: one in V guesses is right, V the
-number of values that are asked for, so that each wrong answer about the corpus takes 1 / (V - 1) from the known ones. A model
-that knows 1 % would else have to bluff to keep nine tenths of its lucky hits.
+number of values that are asked for, so that each wrong answer about the corpus takes 1 / (V - 1) from the known ones. A
+model that knows 1 % would else have to bluff to keep nine tenths of its lucky hits.
 
 invented_at_90     share of strangers' values that are answered at that threshold: 0 at best, 0.9 where the probability says
                    nothing
