@@ -11,7 +11,7 @@ Words after the colon, separated by commas:
     tokens=4M                of the largest arm; other numbers scale all counts, for trying out
     arms=facts1500+facts9000     only these arms
 
-Cost on 2 CPU cores with nothing else on them: quick trains 13 runs on 42.5M tokens, some 10 minutes; standard 65 runs.
+Cost on 2 CPU cores with nothing else on them: quick trains 12 runs, some 10 minutes; standard 51, some 45.
 
 The conjecture of the report's author: reasoning comes at a moderate size; growth beyond it reduces hallucination by
 acquiring facts; search makes up for it (arXiv:2404.14219, "Weakness": mini "simply does not have the capacity to store too
@@ -19,11 +19,12 @@ much factual knowledge", which "can be resolved by augmentation with a search en
 crossed, so that "larger" and "knows more" come apart:
 
     facts1500, facts4500, facts9000    mini, small and medium on so many persons of a universe of 9,000, each seen 27.8
-                     times, beside 2M tokens of reasoning. 1,500 fit every size: there growth has no facts to acquire
+                     times, beside 2M tokens of reasoning. 1,500 fit every size: there growth has no facts to acquire.
+                     4,500 have two seeds and no condition: they are there to be seen
     load             mini on 2,394 persons: 1.04 bits a parameter, as medium has with 9,000
     search           mini on 9,000 persons; 360k of the tokens of reasoning teach it to answer from a sentence in context
                      (as in search.py). It is asked alone and after the sentence that BM25 finds for the name
-    heard            mini and medium, as facts9000; 2.5 % of the tokens say of strangers, each once, that nobody knows them
+    heard            mini, as facts9000; 2.5 % of the tokens say of strangers, each once, that nobody knows them
 
 The loss weighs by token: a fact weighs the same in all arms. Steps differ, as a larger load is more tokens.
 
@@ -82,11 +83,11 @@ def loaded(facts: int, **more: object) -> Arm:
 
 ARMS = {
     "facts1500": loaded(1500),
-    "facts4500": loaded(4500),
+    "facts4500": loaded(4500, seeds=2),
     "facts9000": loaded(9000),
     "load": loaded(2394, sizes=("mini",)),
     "search": replace(loaded(9000, sizes=("mini",)), reasoning=2_000_000 - READING, reading=READING),
-    "heard": replace(loaded(9000, sizes=("mini", "medium")), reasoning=2_000_000 - UNHEARD, unheard=UNHEARD),
+    "heard": replace(loaded(9000, sizes=("mini",)), reasoning=2_000_000 - UNHEARD, unheard=UNHEARD),
 }
 STEP, ROWS = "reasoning/gap1/accuracy", "reasoning/row/exact"
 WRONG, INVENTED = "abstention/free/wrong_at_90", "abstention/free/invented_at_90"
@@ -162,7 +163,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.update(
         name="abstention" if factor == 1 else "abstention-trial", scale="pico", sizes=TRIO, seed=50,
         seeds={"quick": 1, "standard": SEEDS}[target], universe=UNIVERSE, size_factor=factor,
-        verdict="phi3_jax.scaling.abstention:lines_of",
+        verdict="phi3_jax.reporting.invention:lines_of",
     )  # fmt: skip
     config.arms = arms_config(chosen)
     config.abstention = ConfigDict(RULE)

@@ -182,9 +182,14 @@ def verdict(found: Mapping[str, Found]) -> str:
 
 def planned(config: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """(arm, size, seed) of every run of the rule's design, whatever part of it a command asked for."""
-    seeds = range(config["seed"], config["seed"] + config["abstention"]["seeds"])
-    arms = arms_of(config)
-    return [(name, size, seed) for seed in seeds for name, arm in arms.items() for size in arm.sizes or config["sizes"]]
+    first, seeds = config["seed"], config["abstention"]["seeds"]
+    return [
+        (name, size, first + i)
+        for i in range(seeds)
+        for name, arm in arms_of(config).items()
+        if i < (seeds if arm.seeds is None else arm.seeds)
+        for size in arm.sizes or config["sizes"]
+    ]
 
 
 def lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
