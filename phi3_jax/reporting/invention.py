@@ -90,7 +90,7 @@ def figures(folder: Path) -> list[Drawn]:
     save(draw(causal.read(folder / "runs.csv")), svg, png)
     caption = (
         "Lines are means over seeds, pale marks each seed. Middle and right: the model abstains below the probability at "
-        "which it answers 90 % of what it knows. Shares are of all values that are asked: of the universe of 9,000 persons, "
+        "which it answers 90 % of what it knows. Shares are of all values that are asked: of a universe of 9,000 persons, "
         "and of 3,000 strangers."
     )
     return [Drawn("invention", "What is known, got wrong and invented, by size", caption, svg, png)]
