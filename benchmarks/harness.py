@@ -53,7 +53,8 @@ def make(folder: Path, scale: str, tokenizer: Path) -> None:
 
     cfg = proxy("mini", scale, "clean", vocab=32064, context=4096)
     values = {name: np.asarray(x, np.float32) for name, x in named(init_params(cfg, 0)).items()}
-    values["unembedding"] = 20 * values["unembedding"]  # or all replies are the same token
+    random = np.random.default_rng(1)  # it starts as zeros, and all logits would be equal
+    values["unembedding"] = 0.1 * random.standard_normal(values["unembedding"].shape, np.float32)
     (folder / "config.json").write_text(json.dumps(hf_config.to_config(cfg, "float32")))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, folder)
@@ -63,19 +64,21 @@ def make(folder: Path, scale: str, tokenizer: Path) -> None:
     )
 
 
-def model_of(side: str, folder: str, batch: int) -> Any:
-    """What lm-eval asks."""
+def asker(side: str, folder: str, batch: int) -> Callable[[], Any]:
+    """What lm-eval asks, made anew at each call, of the same model: it keeps no answers of an earlier pass."""
     if side == "hf":
         import torch
         from lm_eval.models.huggingface import HFLM
 
         torch.set_num_threads(1)
-        return HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=batch)
+        lm = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=batch)
+        return lambda: lm
     from phi3_jax.evaluation import harness
     from phi3_jax.evaluation.copies import engine_of
     from phi3_jax.interop import loading
 
-    return harness.HarnessLM(engine_of(loading.load(f"hf:{folder}"), batch, 1), batch)
+    engine = engine_of(loading.load(f"hf:{folder}"), batch, 1)
+    return lambda: harness.HarnessLM(engine, batch)
 
 
 def counted(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
@@ -99,21 +102,24 @@ def one(side: str, folder: str, flags: Mapping[str, Any]) -> None:
     stock.offline_at_once(True)
     from lm_eval import simple_evaluate
 
-    spent, lm, found = [0.0], model_of(side, folder, flags["batch"]), {}
-    for name in ("loglikelihood", "generate_until"):
-        setattr(lm, name, counted(getattr(lm, name), spent))
+    ask, found = asker(side, folder, flags["batch"]), {}
     for group in flags["groups"]:
         names, shots, more = GROUPS[group]
         row: dict[str, Any] = {}
         for state in ("cold", "warm"):
             manager = stock.manager_of(list(names), {}, None)
             tasks = stock.specifications(names, Path(flags["data_dir"]), manager)
-            spent[0] = 0.0
+            lm, spent = ask(), [0.0]
+            calls = {name: getattr(lm, name) for name in ("loglikelihood", "generate_until")}
+            for name, call in calls.items():
+                setattr(lm, name, counted(call, spent))
             results = simple_evaluate(
                 lm, tasks=tasks, task_manager=manager, num_fewshot=shots, limit=flags["limit"] or None, gen_kwargs=more,
                 bootstrap_iters=0, random_seed=0, numpy_random_seed=1234, torch_random_seed=1234, fewshot_random_seed=1234,
             )  # fmt: skip
             row[state] = spent[0]
+            for name, call in calls.items():
+                setattr(lm, name, call)
         row["answers"] = [
             answer
             for task in sorted(results["samples"])
