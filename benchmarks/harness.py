@@ -50,12 +50,13 @@ def make(folder: Path, scale: str, tokenizer: Path) -> None:
     from phi3_jax import proxy
     from phi3_jax.interop import hf_config, huggingface
     from phi3_jax.models.spec import init_params, named
+    from phi3_jax.records.files import write_json
 
     cfg = proxy("mini", scale, "clean", vocab=32064, context=4096)
     values = {name: np.asarray(x, np.float32) for name, x in named(init_params(cfg, 0)).items()}
     random = np.random.default_rng(1)  # it starts as zeros, and all logits would be equal
     values["unembedding"] = 0.1 * random.standard_normal(values["unembedding"].shape, np.float32)
-    (folder / "config.json").write_text(json.dumps(hf_config.to_config(cfg, "float32")))
+    write_json(folder / "config.json", hf_config.to_config(cfg, "float32"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, folder)
     dtypes = dict.fromkeys(values, np.dtype(np.float32))

@@ -15,8 +15,8 @@ Words after the colon, separated by commas:
     weighting=token|domain   of the loss; the arms called _domain are by domain in any case
 
 The same command continues a stopped block. Each finished run is a row of analysis/results/calibration/BLOCK.csv, and of the
-study's own runs.csv; a command with another word than arms= is a trial and adds no row to the former. What of the plan ran,
-and what the rule below says of it:
+study's own runs.csv; a command with another word than arms= is a trial and adds no row to the former. Runs that stand there
+of the same code, from whatever machine, are not trained again. What of the plan ran, and what the rule below says of it:
 
     python -m phi3_jax.study.verdict experiments/calibration.py analysis/results/calibration
 

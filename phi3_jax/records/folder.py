@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from pathlib import Path
+from typing import Any
 
 from phi3_jax.configs import RunConfig, config_diff, fingerprint, science, shown_changes
 from phi3_jax.errors import UserError
@@ -45,3 +47,20 @@ def packages() -> dict[str, str]:
 def own(folder: Path) -> contextlib.AbstractContextManager[None]:
     """A context in which no other process trains the run in `folder`."""
     return ownership.own(folder, "choose another --workdir", inside=True)
+
+
+def build() -> dict[str, Any]:
+    """The code: git_commit; build, git's hash of this package at that commit, which other files do not change; and dirty,
+    whether the package differs from it. None where it lies in no repository."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, tree, changes = (
+        git("rev-parse", "HEAD"),
+        git("rev-parse", "HEAD:./"),
+        git("status", "--porcelain", "--", "."),
+    )
+    return {"git_commit": commit, "build": tree and tree[:12], "dirty": None if changes is None else bool(changes)}

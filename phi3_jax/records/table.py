@@ -7,7 +7,7 @@ stopped half way or has a broken line; `Study.missing` says in words what was le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -431,6 +431,19 @@ def keep_finished(folder: Path, names: Iterable[str], path: Path) -> None:
         extra = sorted({key for line in [*old, *new] for key in line} - set(COLUMNS))
         path.parent.mkdir(parents=True, exist_ok=True)
         tables.write(path, [*COLUMNS, *extra], [*old, *new])
+
+
+def kept(path: Path, build: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(name, fingerprint) of the finished runs in a table of `keep_finished` that this very code made, unchanged.
+
+    Args:
+      build: of the code, as `records.folder.build` says it; none are its own where it has changes or is in no repository.
+    """
+    if not path.is_file() or not build["build"] or build["dirty"]:
+        return set()
+    own = {"status": "finished", "build": build["build"], "dirty": "False"}
+    lines = (line for line in tables.read(path) if all(line.get(key) == value for key, value in own.items()))
+    return {(line["name"], line["fingerprint"]) for line in lines}
 
 
 def _short(value: Any) -> Any:

@@ -25,15 +25,15 @@ from ml_collections import ConfigDict
 from phi3_jax import distributed
 from phi3_jax.cluster import cluster
 from phi3_jax.commands import Flags
-from phi3_jax.configs import RunConfig
+from phi3_jax.configs import RunConfig, fingerprint
 from phi3_jax.errors import STOPPED, Stopped, UserError
 from phi3_jax.experiment import Command, asked, study_name
 from phi3_jax.family import GIVEN, TRIO
 from phi3_jax.planning import memory
 from phi3_jax.records import ownership
 from phi3_jax.records.files import read_state, require_writable, write_json, write_text
-from phi3_jax.records.folder import ERROR, own, packages, refuse_other
-from phi3_jax.records.table import keep_finished
+from phi3_jax.records.folder import ERROR, build, own, packages, refuse_other
+from phi3_jax.records.table import keep_finished, kept
 from phi3_jax.scaling import forecast
 from phi3_jax.shipped import script
 from phi3_jax.study import initial, stages
@@ -91,7 +91,7 @@ def launch(command: Command, line: str) -> int:
     with _made(folder):
         data = _export_all(config, scale, folder)
         runs = studies.plan_study(config, scale, data, folder, device[1], content, device[0] == "CPU")
-        chosen = select_runs(command.runs, asked_runs(config, scale), runs) if command.runs else runs
+        chosen = select_runs(command.runs, asked_runs(config, scale), runs) if command.runs else _left(config, runs)
         distributed.agree("runs", {run.name: dataclasses.asdict(run) for run in runs})
         distributed.on_first(lambda: _refuse_others(chosen, folder))
     described = {
@@ -157,6 +157,17 @@ def _title(config: ConfigDict, scale: str) -> str:
     if scale == GIVEN:
         return f"{config.train.init}, trained further"
     return f"{'Phi-3' if scale == 'full' else f'{scale} proxies of Phi-3'}: {', '.join(config.sizes)}"
+
+
+def _left(config: ConfigDict, runs: Sequence[RunConfig]) -> Sequence[RunConfig]:
+    """Runs that do not stand in the study's table of rows yet, made elsewhere by this very code."""
+    if not (rows := config.get("rows")):
+        return runs
+    there = distributed.from_first(lambda: sorted(kept(Path(rows), build())))
+    left = [run for run in runs if (run.name, fingerprint(run)) not in set(map(tuple, there))]
+    if len(left) < len(runs):
+        _say(f"{len(runs) - len(left)} of {len(runs)} runs stand in {rows}, of this code, and are not trained again")
+    return left
 
 
 def _agree_on(command: Command, folder: Path) -> None:

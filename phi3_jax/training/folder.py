@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from phi3_jax.data import loader, tokenizers
 from phi3_jax.errors import UserError
 from phi3_jax.family import published_params
 from phi3_jax.records.files import read_state, write_json
-from phi3_jax.records.folder import KEPT, packages
+from phi3_jax.records.folder import KEPT, build, packages
 from phi3_jax.records.goodput import account
 from phi3_jax.training.loop import Result
 
@@ -32,7 +31,7 @@ def describe(run: RunConfig, folder: Path, ds: loader.Dataset, plan: Mapping[str
     record = {
         "fingerprint": fingerprint(run), "name": run.name, "label": run.model.label, "config": tree,
         "identity": science(run),
-        "packages": packages(), **_build(), "device": jax.devices()[0].device_kind,
+        "packages": packages(), **build(), "device": jax.devices()[0].device_kind,
         "forecast": forecast, "tokenizer": ds.manifest["tokenizer"],
     }  # fmt: skip
     for name, content in (("config.json", record), ("plan.json", plan)):
@@ -57,23 +56,6 @@ def keep_tokenizer(ds: loader.Dataset, folder: Path) -> None:
         raise UserError(
             f"cannot write {target}: {error.strerror or error}; make room or choose another --workdir"
         ) from error
-
-
-def _build() -> dict[str, Any]:
-    """The code: git_commit; build, git's hash of this package at that commit, which other files do not change; and dirty,
-    whether the package differs from it. None where it lies in no repository."""
-    here = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit, tree, changes = (
-        git("rev-parse", "HEAD"),
-        git("rev-parse", "HEAD:./"),
-        git("status", "--porcelain", "--", "."),
-    )
-    return {"git_commit": commit, "build": tree and tree[:12], "dirty": None if changes is None else bool(changes)}
 
 
 def write_status(folder: Path, result: Result) -> None:

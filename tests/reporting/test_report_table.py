@@ -11,7 +11,7 @@ import pytest
 
 from phi3_jax.errors import UserError
 from phi3_jax.records import tables
-from phi3_jax.records.table import COLUMNS, keep_finished, read_study, what_was_trained
+from phi3_jax.records.table import COLUMNS, keep_finished, kept, read_study, what_was_trained
 from phi3_jax.units import human_count
 
 
@@ -103,3 +103,22 @@ def test_finished_runs_are_added_to_a_table_once(tmp_path: Path) -> None:
     keep_finished(study, names[:3], table)
     assert [row["name"] for row in tables.read(table)] == [names[0], names[2]]
     assert {"build", "dirty", "scorer", "git_commit"} <= set(first[0])
+
+
+def test_what_a_table_holds_of_the_same_code_is_known(tmp_path: Path) -> None:
+    study = fake_study.write_study(tmp_path / "s", seeds=2, budgets=(4_000_000,))
+    names = sorted(path.name for path in study.iterdir() if (path / "config.json").is_file())[:3]
+    for name, build, dirty in zip(names, ("a" * 12, "b" * 12, "a" * 12), (False, False, True), strict=True):
+        record = json.loads((study / name / "config.json").read_text())
+        (study / name / "config.json").write_text(json.dumps(record | {"build": build, "dirty": dirty}))
+    table = tmp_path / "A.csv"
+    keep_finished(study, names, table)
+    prints = {row["name"]: row["fingerprint"] for row in tables.read(table)}
+    assert kept(table, {"build": "a" * 12, "dirty": False}) == {(names[0], prints[names[0]])}
+    for other in (
+        {"build": "a" * 12, "dirty": True},
+        {"build": None, "dirty": None},
+        {"build": "c" * 12, "dirty": False},
+    ):
+        assert kept(table, other) == set()
+    assert kept(tmp_path / "none.csv", {"build": "a" * 12, "dirty": False}) == set()

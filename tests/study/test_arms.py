@@ -232,3 +232,17 @@ def test_ratios_are_tokens_a_parameter_of_every_size() -> None:
         params = proxy(size, "femto").matrix_params
         assert budgets == tuple(ratio * params for ratio in (36, 144, 576))
     assert set(found) == {"mini", "small", "medium"}
+
+
+def test_runs_that_stand_in_the_table_of_rows_are_left_out(monkeypatch: Any, capsys: Any) -> None:
+    from phi3_jax.study import launch
+
+    study = config("quick")
+    runs = plan_study(study, "pico", {a.data: MANIFEST for a in parts(study, "pico")}, Path("s"), 1)
+    monkeypatch.setattr(
+        launch, "kept", lambda path, build: {(runs[0].name, fingerprint(runs[0])), (runs[1].name, "other")}
+    )
+    assert launch._left(study, runs) is runs
+    study.rows = "rows.csv"
+    assert launch._left(study, runs) == runs[1:]
+    assert f"1 of {len(runs)} runs stand in rows.csv" in capsys.readouterr().out
