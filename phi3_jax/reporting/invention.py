@@ -36,7 +36,7 @@ PANELS = (
         "wrong answers at 90 % coverage (%)",
         (
             ("9,000 persons learnt", "facts9000", f"{FREE}wrong_at_90", _BLUE, "o", "-"),
-            ("4,500", "facts4500", f"{FREE}wrong_at_90", _ORANGE, "s", "-"),
+            ("4,500 (two seeds)", "facts4500", f"{FREE}wrong_at_90", _ORANGE, "s", "-"),
             ("1,500", "facts1500", f"{FREE}wrong_at_90", _GREEN, "D", "-"),
         ),
     ),
@@ -61,7 +61,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     seeds = {row.seed for row in rows}
     with rc_context(STYLE):
         count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-        figure = sheet(4.2, f"proxies of scale pico, {count}: stand-ins of the released models, not those")
+        figure = sheet(4.4, f"proxies of scale pico, {count}: stand-ins of the released models, not those")
         for ax, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             for label, arm, endpoint, colour, marker, line in lines:
                 cells = [list(abstention.value(rows, (arm, size, endpoint)).values()) for size in sizes]
@@ -76,7 +76,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             ax.set_xticks(list(sizes.values()), [f"{size}\n{human_count(n)}" for size, n in sizes.items()])
             ax.set_xlim(min(sizes.values()) / 1.25, max(sizes.values()) * 1.25)
             ax.set_xlabel("non-embedding parameters")
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), fontsize=8.5, frameon=False)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=8.5, frameon=False, handlelength=3)
     return figure
 
 
