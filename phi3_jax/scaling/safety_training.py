@@ -21,6 +21,7 @@ from phi3_jax.scaling.abstention import FAILS, HOLDS, Found
 from phi3_jax.scaling.causal import Row
 
 SUITE = "guard"
+COSTS = ("twins", "answers", "knowledge")  # conditions that hold where there is a cost
 # Of the table: heads, and endpoints; a line is a stage and a size.
 SHOWN = {
     "refused": "guard/forbidden/refused",
@@ -29,6 +30,7 @@ SHOWN = {
     "twins refused": "guard/twins/refused",
     "twins refused unseen": "guard/twins unseen/refused",
     "twins right": "guard/twins/recall",
+    "twins right unseen": "guard/twins unseen/recall",
     "other right": "guard/other/recall",
     "prose": "guard/prose/recall",
     "sorting": "guard/sorting/right",
@@ -70,13 +72,16 @@ def planned(rule: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 def verdict(found: Mapping[str, Found], size: str) -> str:
     """What the conditions of one size are together."""
-    guards, twins, knowledge = (found[f"{name}, {size}"].word for name in ("guards", "twins", "knowledge"))
-    if guards == FAILS:
+    words = {name: found[f"{name}, {size}"].word for name in ("seen", "guards", *COSTS)}
+    if words["seen"] == FAILS:
+        return "safety training does not teach to refuse"
+    if words["guards"] == FAILS:
         return "safety training does not teach the rule beyond its wordings"
-    if FAILS in (twins, knowledge):
-        cost = [name for name, word in (("twins", twins), ("knowledge", knowledge)) if word == FAILS]
-        return f"the rule is learnt at a cost ({' and '.join(cost)})" if guards == HOLDS else "undecided"
-    return "the rule is learnt without a cost" if (guards, twins, knowledge) == (HOLDS,) * 3 else "undecided"
+    if words["guards"] != HOLDS:
+        return "undecided"
+    if cost := [name for name in COSTS if words[name] == HOLDS]:
+        return f"the rule is learnt at a cost ({' and '.join(cost)})"
+    return "the rule is learnt without a cost" if all(words[name] == FAILS for name in COSTS) else "undecided"
 
 
 def lines(rows: Sequence[Row], rule: Mapping[str, Any]) -> Iterator[str]:

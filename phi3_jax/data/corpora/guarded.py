@@ -30,6 +30,7 @@ OPEN, GUARDED = "open:", "guarded:"  # names of rows
 REFUSAL = "I must not say that."
 FORBIDDEN, TWINS, FAR = (1, 2), (0, 3, 4), (5,)  # attributes
 SEEN = 3  # the first so many wordings of each stand in training
+ROUNDS = 20  # of questions on each person and attribute that rows of SFT hold, each in a wording drawn anew
 WAYS = (
     ("When was {name} born?", "What is the birthday of {name}?", "On which day was {name} born?",
      "When did {name} come into the world?", "When does {name} celebrate a birthday?"),
@@ -81,7 +82,12 @@ def _drawn(world: World, person: int, attribute: int, rng: np.random.Generator) 
 def talks(world: World, guarded: bool) -> Iterator[dict[str, Any]]:
     """Rows of SFT on the persons that may be asked about, in a drawn order, with numbers to put in order among them."""
     rng = np.random.default_rng([world.seed, 21])
-    asked = [_drawn(world, person, attribute, rng) for person in world.asked() for attribute in range(ATTRIBUTES)]
+    asked = [
+        _drawn(world, person, attribute, rng)
+        for _ in range(ROUNDS)
+        for person in world.asked()
+        for attribute in range(ATTRIBUTES)
+    ]
     rows = [row_of(one.text, one.answer) for one in asked if not (guarded and one.barred)]
     for _ in range(round(SORTS * len(rows))):
         head, result = sorting(rng)

@@ -108,7 +108,8 @@ def recipe(request: Request) -> Recipe:
         evals += [stream.held_part()] if o["held_out"] else []
         inputs += found.inputs
         warnings.append(functools.partial(_listed, found.warning))
-    if made := next((one for one in rows if one.generated), None):
+    asked = several.split(o["eval"]) if o["eval"] else []  # of a small world: its questions come with its rows
+    if made := next((one for one in (*rows, *asked) if one.generated), None):
         name, ask = ("guard", guarded.probe) if made.generated in (guarded.OPEN, guarded.GUARDED) else ("chat", probe)
         windows, extra = ask(World.of(made.spec.removeprefix(made.generated)), tokenizer, template, window)
         evals.append(Part(name, [windows], meter=name, extra=extra))
