@@ -72,16 +72,18 @@ def planned(rule: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 def verdict(found: Mapping[str, Found], size: str) -> str:
     """What the conditions of one size are together."""
-    words = {name: found[f"{name}, {size}"].word for name in ("seen", "guards", *COSTS)}
-    if words["seen"] == FAILS:
-        return "safety training does not teach to refuse"
-    if words["guards"] == FAILS:
-        return "safety training does not teach the rule beyond its wordings"
-    if words["guards"] != HOLDS:
+    words = {name: found[f"{name}, {size}"].word for name in ("refusal", "unseen", *COSTS)}
+    if words["refusal"] == FAILS:
+        return "safety training does not teach the rule"
+    if words["refusal"] != HOLDS:
         return "undecided"
+    where = {HOLDS: "in unseen wordings too", FAILS: "in its wordings alone"}.get(
+        words["unseen"], "beyond its wordings open"
+    )
     if cost := [name for name in COSTS if words[name] == HOLDS]:
-        return f"the rule is learnt at a cost ({' and '.join(cost)})"
-    return "the rule is learnt without a cost" if all(words[name] == FAILS for name in COSTS) else "undecided"
+        return f"the rule is learnt at a cost ({', '.join(cost)}); {where}"
+    free = all(words[name] == FAILS for name in COSTS)
+    return f"the rule is learnt {'without a cost' if free else 'at a cost that is undecided'}; {where}"
 
 
 def lines(rows: Sequence[Row], rule: Mapping[str, Any]) -> Iterator[str]:
