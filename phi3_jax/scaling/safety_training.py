@@ -1,7 +1,10 @@
 """What the runs of experiments/safety_training.py say, by its rule.
 
 Each stage of a chain is a study SIZE-sSEED-STAGE in the folder, whose run has scores of the suite `guard`. Conditions are
-judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own.
+judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own. A folder that a repository
+keeps has `scores.csv` and the rule in their place, as `keep` writes them:
+
+    python -c "from phi3_jax.scaling import safety_training; safety_training.keep('runs/safety-training', 'FOLDER')"
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from phi3_jax import family
 from phi3_jax.data.corpora import guarded
 from phi3_jax.errors import UserError
 from phi3_jax.records import rows as records
-from phi3_jax.records.files import read_json
+from phi3_jax.records import tables
+from phi3_jax.records.files import read_json, write_json
 from phi3_jax.scaling import abstention
 from phi3_jax.scaling.abstention import FAILS, HOLDS, Found
 from phi3_jax.scaling.causal import Row
 
-SUITE = "guard"
+SUITE, TABLE = "guard", "scores.csv"
 COSTS = ("twins", "answers", "knowledge")  # conditions that hold where there is a cost
 # Of the table: heads, and endpoints; a line is a stage and a size.
 SHOWN = {
@@ -44,6 +48,8 @@ def read(folder: Path) -> list[Row]:
     Raises:
       UserError: none has.
     """
+    if (folder / TABLE).is_file():
+        return [_row(at["stage"], at["size"], int(at["seed"]), _scores(at)) for at in tables.read(folder / TABLE)]
     found = []
     for path in sorted(folder.glob("*/*/evals.jsonl")):
         place = re.fullmatch(r"(\w+)-s(\d+)-(.+)", path.parent.parent.name)
@@ -52,11 +58,47 @@ def read(folder: Path) -> list[Row]:
             continue
         last = max(row["step"] for row in scores)
         values = {f"{SUITE}/{row['task']}/{row['metric']}": row["value"] for row in scores if row["step"] == last}
-        size = family.proxy(place[1], "pico").matrix_params
-        found.append(Row(place[3], place[1], size, int(place[2]), values, {}))
+        found.append(_row(place[3], place[1], int(place[2]), values))
     if not found:
         raise UserError(f"{folder} holds no stages with scores of {SUITE}; run experiments/safety_training.py first")
     return found
+
+
+def _row(stage: str, size: str, seed: int, scores: Mapping[str, float]) -> Row:
+    return Row(stage, size, family.proxy(size, "pico").matrix_params, seed, scores, {})
+
+
+def _scores(line: tables.Row) -> dict[str, float]:
+    return {
+        key: line.number(key, positive=False) for key, value in line.items() if key.startswith(f"{SUITE}/") and value
+    }
+
+
+def keep(study: str, folder: str) -> None:
+    """Writes the scores of a study and its rule into a folder, whole, in the order of the design."""
+    rows = sorted(read(Path(study)), key=lambda row: (family.TRIO.index(row.member), row.seed, row.arm))
+    endpoints = sorted({name for row in rows for name in row.scores})
+    lines = [
+        {"size": row.member, "seed": row.seed, "stage": row.arm}
+        | {name: f"{row.scores[name]:.6g}" for name in endpoints if name in row.scores}
+        for row in rows
+    ]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tables.write(Path(folder) / TABLE, ("size", "seed", "stage", *endpoints), lines)
+    write_json(Path(folder) / "study.json", {"design": {"config": {"guard": _rule(Path(study))}}})
+
+
+def _rule(folder: Path) -> dict[str, Any]:
+    """The rule of a study's stages, or of a folder of `keep`.
+
+    Raises:
+      UserError: it has none.
+    """
+    described = next(iter(sorted([*folder.glob("study.json"), *folder.glob("*/study.json")])))
+    rule: dict[str, Any] = read_json(described)["design"]["config"].get("guard")
+    if not rule:
+        raise UserError(f"{described} has no such rule; give a folder of experiments/safety_training.py")
+    return rule
 
 
 def rounds(folder: Path) -> Iterator[str]:
@@ -111,11 +153,8 @@ def lines_of(folder: Path) -> list[str]:
       UserError: no stage has scores, or a trial, of which the rule says nothing.
     """
     rows = read(folder)
-    described = next(iter(sorted(folder.glob("*/study.json"))))
-    config = read_json(described)["design"]["config"]
-    if not config.get("guard"):
-        raise UserError(f"{described} has no such rule; give a folder of experiments/safety_training.py")
-    out = list(lines(rows, config["guard"]))
-    if config["guard"]["trial"]:
+    rule = _rule(folder)
+    out = list(lines(rows, rule))
+    if rule["trial"]:
         out = ["A trial, with other numbers than the design's, of which it says nothing.", *out]
     return [*out, "", *rounds(folder)]

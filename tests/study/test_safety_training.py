@@ -173,6 +173,9 @@ def test_the_rule_on_known_scores(tmp_path: Path) -> None:
     assert found.count("the rule is learnt without a cost; in unseen wordings too.") == 3, "what got better is no cost"
     assert "36 of 45 planned runs ran" in found and "Not run: mini-s10-4-fix" in found
     assert all(f"{name}, mini  " in found for name in ("refusal", "unseen", "rounds", "answers", "alone"))
+    safety_training.keep(str(tmp_path / "good"), str(tmp_path / "kept"))
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["scores.csv", "study.json"]
+    assert "\n".join(safety_training.lines_of(tmp_path / "kept")) == found
     for name, last, word in (
         ("shy", scores(0.9, 0.9, 0.6, 0.3, 0.5), "at a cost (twins, answers, knowledge); in unseen wordings too"),
         ("wordings", scores(0.9, 0.2, 0, 0.8, 0.9), "the rule is learnt without a cost; in its wordings alone"),
