@@ -1,8 +1,8 @@
 """What the runs of experiments/safety_training.py say, by its rule.
 
 Each stage of a chain is a study SIZE-sSEED-STAGE in the folder, whose run has scores of the suite `guard`. Conditions are
-judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own. A folder that a repository
-keeps has `scores.csv` and the rule in their place, as `keep` writes them:
+judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own. A folder that a
+repository keeps has `scores.csv` and the rule in their place, as `keep` writes them:
 
     python -c "from phi3_jax.scaling import safety_training; safety_training.keep('runs/safety-training', 'FOLDER')"
 """
