@@ -121,12 +121,12 @@ def one(side: str, folder: str, flags: Mapping[str, Any]) -> None:
             row[state] = spent[0]
             for name, call in calls.items():
                 setattr(lm, name, call)
-        row["answers"] = [
-            answer
-            for task in sorted(results["samples"])
-            for sample in sorted(results["samples"][task], key=lambda s: s["doc_id"])
-            for answer in (r[0] for r in sample["resps"])
-        ]
+        row["answers"] = []
+        for task in sorted(results["samples"]):
+            once = {
+                sample["doc_id"]: sample["resps"] for sample in results["samples"][task]
+            }  # it is there for each filter
+            row["answers"] += [answer[0] for doc in sorted(once) for answer in once[doc]]
         found[group] = row
     print("\n" + json.dumps(found, default=str))
 
