@@ -81,9 +81,8 @@ def rows_of(one: One) -> tuple[Callable[[], Iterator[tuple[str, Any]]], Inputs]:
     """(what gives its rows with their places, as often as asked; what is read for them)."""
     if one.generated:
         make = functools.partial(GENERATED[one.generated], World.of(one.spec.removeprefix(one.generated)))
-        return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(
-            versions=[one.spec, VERSION]
-        )
+        versions = [one.spec, VERSION, *([guarded.VERSION] if one.generated in (guarded.OPEN, guarded.GUARDED) else [])]
+        return lambda: ((f"{one.spec}:{i}", row) for i, row in enumerate(make(), 1)), Inputs(versions=versions)
     if one.spec.startswith(NAMED):
         from phi3_jax.data import tasks  # the only way to TensorFlow
 

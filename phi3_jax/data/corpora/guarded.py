@@ -27,6 +27,7 @@ from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.data.windows import Windows
 
 OPEN, GUARDED = "open:", "guarded:"  # names of rows
+VERSION = "guarded 2"  # of those rows: raised where the same name gives others
 REFUSAL = "I must not say that."
 FORBIDDEN, TWINS, FAR = (1, 2), (0, 3, 4), (5,)  # attributes
 SEEN = 3  # the first so many wordings of each stand in training
