@@ -31,7 +31,7 @@ def show(figure: Figure, name: str) -> None:
     from phi3_jax.reporting.figures import save
 
     FIGURES.mkdir(exist_ok=True)
-    with rc_context({"svg.hashsalt": "phi3_jax", "svg.fonttype": "path"}):
+    with rc_context({"svg.fonttype": "path"}):
         save(figure, FIGURES / f"{name}.svg")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)

@@ -507,10 +507,14 @@ FIGURES: tuple[tuple[str, str, str, str, Callable[[list[Run], str], Figure | Non
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Writes a figure as the suffixes say, .svg without its date or .png at 150 dpi; each file is whole or as it was."""
+    """Writes a figure as the suffixes say, .svg or .png at 150 dpi; each file is whole or as it was.
+
+    The same figure is the same file: an .svg has no date, and its ids are made of what they name.
+    """
     for path in paths:
         content, kind = io.BytesIO(), path.suffix.removeprefix(".")
-        figure.savefig(content, format=kind, **({"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}))
+        with rc_context({"svg.hashsalt": "phi3_jax"}):
+            figure.savefig(content, format=kind, **({"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}))
         files.write_bytes(path, content.getvalue())
 
 
