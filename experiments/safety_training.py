@@ -93,7 +93,7 @@ def condition(
     return dict(says=says, word=word, margin=margin, predicted=predicted, needs=needs, **cells)
 
 
-def rule(seeds: tuple[int, ...] = SEEDS, trial: bool = False) -> dict[str, Any]:
+def rule(trial: bool = False) -> dict[str, Any]:
     """Read by phi3_jax.scaling.safety_training."""
     last, found = ROUNDS[-1], {}
     for size in TRIO:

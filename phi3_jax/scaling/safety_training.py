@@ -49,7 +49,10 @@ def read(folder: Path) -> list[Row]:
       UserError: none has.
     """
     if (folder / TABLE).is_file():
-        return [_row(at["stage"], at["size"], int(at["seed"]), _scores(at)) for at in tables.read(folder / TABLE)]
+        kept = tables.read(folder / TABLE)
+        for column in ("size", "seed", "stage"):
+            tables.need(kept, column)
+        return [_row(at["stage"], at["size"], round(at.number("seed", positive=False)), _scores(at)) for at in kept]
     found = []
     for path in sorted(folder.glob("*/*/evals.jsonl")):
         place = re.fullmatch(r"(\w+)-s(\d+)-(.+)", path.parent.parent.name)
@@ -94,11 +97,11 @@ def _rule(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: it has none.
     """
-    described = next(iter(sorted([*folder.glob("study.json"), *folder.glob("*/study.json")])))
-    rule: dict[str, Any] = read_json(described)["design"]["config"].get("guard")
-    if not rule:
-        raise UserError(f"{described} has no such rule; give a folder of experiments/safety_training.py")
-    return rule
+    for described in sorted([*folder.glob("study.json"), *folder.glob("*/study.json")])[:1]:
+        rule: dict[str, Any] = read_json(described).get("design", {}).get("config", {}).get("guard") or {}
+        if rule:
+            return rule
+    raise UserError(f"{folder} has no study.json with such a rule; give a folder of experiments/safety_training.py")
 
 
 def rounds(folder: Path) -> Iterator[str]:

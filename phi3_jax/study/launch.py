@@ -163,8 +163,8 @@ def _left(config: ConfigDict, runs: Sequence[RunConfig]) -> Sequence[RunConfig]:
     """Runs that do not stand in the study's table of rows yet, made elsewhere by this very code."""
     if not (rows := config.get("rows")):
         return runs
-    there = distributed.from_first(lambda: sorted(kept(Path(rows), build())))
-    left = [run for run in runs if (run.name, fingerprint(run)) not in set(map(tuple, there))]
+    there = set(map(tuple, distributed.from_first(lambda: sorted(kept(Path(rows), build())))))
+    left = [run for run in runs if (run.name, fingerprint(run)) not in there]
     if len(left) < len(runs):
         _say(f"{len(runs) - len(left)} of {len(runs)} runs stand in {rows}, of this code, and are not trained again")
     return left

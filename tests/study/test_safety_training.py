@@ -189,3 +189,9 @@ def test_the_rule_on_known_scores(tmp_path: Path) -> None:
     assert "is 30.0 %; it should be from 50 to 100 %" in mute and "Verdict, mini: undecided." in mute
     with pytest.raises(UserError, match="holds no stages"):
         safety_training.read(tmp_path)
+    (tmp_path / "kept" / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="kept has no study.json with such a rule"):
+        safety_training.lines_of(tmp_path / "kept")
+    (tmp_path / "kept" / "scores.csv").write_text("size,stage\nmini,2-help\n")
+    with pytest.raises(UserError, match="seed"):
+        safety_training.lines_of(tmp_path / "kept")

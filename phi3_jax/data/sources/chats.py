@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,11 +108,7 @@ def recipe(request: Request) -> Recipe:
         evals += [stream.held_part()] if o["held_out"] else []
         inputs += found.inputs
         warnings.append(functools.partial(_listed, found.warning))
-    asked = several.split(o["eval"]) if o["eval"] else []  # of a small world: its questions come with its rows
-    if made := next((one for one in (*rows, *asked) if one.generated), None):
-        name, ask = ("guard", guarded.probe) if made.generated in (guarded.OPEN, guarded.GUARDED) else ("chat", probe)
-        windows, extra = ask(World.of(made.spec.removeprefix(made.generated)), tokenizer, template, window)
-        evals.append(Part(name, [windows], meter=name, extra=extra))
+    evals += _questions([*rows, *(several.split(o["eval"]) if o["eval"] else [])], tokenizer, template, window)
     seen = shelf if shelf and shelf.names else None
     if seen:
         inputs += Inputs(versions=[seen.account])
@@ -129,6 +125,16 @@ def recipe(request: Request) -> Recipe:
         sources=sources, evals=evals, inputs=inputs,
         warnings=lambda: [line for lines in warnings for line in lines()], files=tokenizer.files, pictures=seen,
     )  # fmt: skip
+
+
+def _questions(sources: Sequence[several.One], tokenizer: Any, template: str, window: int) -> list[Part]:
+    """The questions that come with the rows of a small world, of the first source that has such rows."""
+    made = next((one for one in sources if one.generated), None)
+    if made is None:
+        return []
+    name, ask = ("guard", guarded.probe) if made.generated in (guarded.OPEN, guarded.GUARDED) else ("chat", probe)
+    windows, extra = ask(World.of(made.spec.removeprefix(made.generated)), tokenizer, template, window)
+    return [Part(name, [windows], meter=name, extra=extra)]
 
 
 def eyes_of(word: str, crops: int) -> Vision:
