@@ -148,6 +148,23 @@ def over_seeds(values: ArrayLike, level: float = LEVEL) -> Estimate:
     return Estimate(float(mean), float(stderr), float(mean - half), float(mean + half), n)
 
 
+def slope_in_blocks(x: ArrayLike, y: ArrayLike, blocks: Sequence[int], level: float = LEVEL) -> Estimate:
+    """Slope of y on x where each block has a level of its own, with the t interval of the residuals.
+
+    Its degrees of freedom are observations less blocks less one; nan without one, and where no block has two x.
+    """
+    values, names = np.array([x, y], float), np.asarray(blocks)
+    for name in set(blocks):
+        values[:, names == name] -= values[:, names == name].mean(axis=1, keepdims=True)
+    (across, up), left = values, len(names) - len(set(blocks)) - 1
+    spread = float(across @ across)
+    slope = float(across @ up) / spread if spread else math.nan
+    residual = up - slope * across
+    stderr = math.sqrt(float(residual @ residual) / left / spread) if spread and left > 0 else math.nan
+    half = float(special.stdtrit(left, (1 + level) / 2)) * stderr if left > 0 else math.nan
+    return Estimate(slope, stderr, slope - half, slope + half, len(names))
+
+
 def to_scale(
     p: np.ndarray, variance: np.ndarray, scale: str, chance: float = 0.0, ceiling: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:

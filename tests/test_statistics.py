@@ -185,3 +185,23 @@ def test_separation_is_the_share_of_pairs_and_its_error_that_of_redrawn_clusters
     assert e.stderr == pytest.approx(spread, rel=0.25)
     assert statistics.separation(high, low).stderr < 0.75 * spread  # without the clusters it is too small
     assert statistics.separation(rng.normal(size=9) + 99, low).value == 1
+
+
+def test_slope_in_blocks_is_ordinary_least_squares_with_a_level_for_each_block() -> None:
+    rng = np.random.default_rng(0)
+    x, blocks = np.tile([0.0, 0.4, 1.0], 3), np.repeat([0, 1, 2], 3)
+    y = 0.7 * x + np.array([3.0, -1, 2])[blocks] + rng.normal(0, 0.1, 9)
+    design = np.column_stack([x, blocks[:, None] == np.arange(3)])
+    fit, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    stderr = np.sqrt(residual[0] / 5 * np.linalg.inv(design.T @ design)[0, 0])
+    found = statistics.slope_in_blocks(x, y, blocks.tolist())
+    np.testing.assert_allclose([found.value, found.stderr], [fit[0], stderr], rtol=1e-10)
+    np.testing.assert_allclose(found.high - found.value, 2.5705818 * stderr, rtol=1e-6)
+    assert found.n == 9 and not statistics.slope_in_blocks(x[:3], y[:3], [0, 1, 2]).known
+    assert np.isnan(statistics.slope_in_blocks(x[:2], y[:2], [0, 0]).low), "a line through two points has no residuals"
+    hits = 0
+    for _ in range(2000):
+        noisy = 0.7 * x + rng.normal(0, 1, 3)[blocks] + rng.normal(0, 0.1, 9)
+        one = statistics.slope_in_blocks(x, noisy, blocks.tolist())
+        hits += one.low <= 0.7 <= one.high
+    assert 0.935 < hits / 2000 < 0.965

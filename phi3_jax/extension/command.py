@@ -34,7 +34,9 @@ from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import make_mesh
 
 NEEDLES, TEXTS = 32, 8  # rows of a fitness; with 8 of needles a search improves its own rows alone
-EVAL_TEXTS, QUESTIONS = 16, 48  # rows that the search does not see
+# Rows that the search does not see: of text so many tokens, 16 to 64 rows; questions for needles, 1.5 for each, 48 or more.
+EVAL_TOKENS, EVAL_TEXTS, QUESTIONS = 2**16, (16, 64), 48
+EVAL_SEED = 0  # the same rows for every search, so that two can be compared
 LARGE = 1e9  # parameters from which they are split over devices
 FACTORS, SEARCH, JOURNAL, RECORD = "factors.json", "search", "values.jsonl", "search.json"
 
@@ -96,12 +98,14 @@ def _rows(found: Asked) -> tuple[dict[str, Rows], dict[str, Rows], list[str]]:
         judged["text"] = made_of.text_rows(pieces, "search", TEXTS, found.task.original, seed)
     if fitness != "text":
         judged["needle"] = made_of.needle_rows(pieces, "search", NEEDLES, form, seed)
-    unseen["text"] = made_of.text_rows(pieces, "evaluation", EVAL_TEXTS, 0, seed)
+    texts_there = int(np.clip(EVAL_TOKENS // found.target, *EVAL_TEXTS))
+    unseen["text"] = made_of.text_rows(pieces, "evaluation", texts_there, 0, EVAL_SEED)
     length = found.task.original
     while fitness != "text" or _even(form):
         length = min(length, found.target)
         if length > 4 * form.longest:
-            unseen[str(length)] = made_of.needle_rows(pieces, "evaluation", QUESTIONS, form, seed, length)
+            questions = max(QUESTIONS, 3 * texts_there // 2)
+            unseen[str(length)] = made_of.needle_rows(pieces, "evaluation", questions, form, EVAL_SEED, length)
         if length == found.target:
             break
         length *= 2
@@ -195,6 +199,8 @@ def extend(
     tried: dict[str, Any] = {}
     task = found.task
     named = {n: (search.as_list(form(task)), lists.attention_factor(n, task)) for n, form in lists.FORMS.items()}
+    if not found.searches:  # what a list does is known from the search beside it
+        named = {"none": named["none"]}
     for name, (factors, own) in (named | {found.method: (best, scale)}).items():
         tried[name] = {"factors": list(factors), "attention_factor": own, **fitness_of(judge, fitness, factors, own)}
         tried[name]["unseen"] = unseen(judge, evaluation, factors, own, task.original)
@@ -235,7 +241,10 @@ def _chosen(
 def unseen(
     judge: Judge, evaluation: Mapping[str, Rows], factors: Sequence[float], scale: float, original: int
 ) -> dict[str, Any]:
-    """What a list makes of unseen rows: text loss by position; by length the digits, also by depth, and the needle loss."""
+    """What a list makes of unseen rows: text loss by position; by length the digits, also by depth, and the needle loss.
+
+    `alone` is the loss of the last bin's tokens in windows of the original length, without what stands before them.
+    """
     found: dict[str, Any] = {"digits": {}, "by_depth": {}, "needle_nll": {}}
     for name, one in evaluation.items():
         nll, hit = judge(one, factors, scale)
@@ -243,6 +252,7 @@ def unseen(
             parts = made_of.bins(original, nll.shape[1])
             found["text"] = {f"{a}-{b}": float(nll[:, a:b].mean()) for a, b in parts}
             found["beyond"] = float(nll[:, original:].mean())
+            found["alone"] = alone(judge, one, factors, scale, original)
         else:
             found["digits"][name], found["needle_nll"][name] = float(hit.mean()), float(nll.mean())
             found["by_depth"][name] = [float(hit[d :: made_of.DEPTHS].mean()) for d in range(made_of.DEPTHS)]
@@ -301,6 +311,15 @@ def short_loss(judge: Judge, text: Rows, original: int, factors: Sequence[float]
     pieces = ids[:, : (length + 1) // (original + 1) * (original + 1)].reshape(-1, original + 1)
     plain = np.ones(judge.cfg.head_dim // 2)
     return float(judge(made_of.of_ids(pieces, 0), plain if factors is None else factors, scale)[0].mean())
+
+
+def alone(judge: Judge, text: Rows, factors: Sequence[float], scale: float, original: int) -> float:
+    """Mean loss of the last half of rows of text, cut into windows of the original length."""
+    length = text.tokens.shape[1]
+    ids = np.concatenate([text.tokens, text.targets[:, -1:]], axis=1)
+    starts = range(made_of.bins(original, length)[-1][0], length - original + 1, original)
+    pieces = np.concatenate([ids[:, start : start + original + 1] for start in starts])
+    return float(judge(made_of.of_ids(pieces, 0), factors, scale)[0].mean())
 
 
 def extended(found: Asked, result: Mapping[str, Any]) -> ModelConfig:

@@ -60,17 +60,18 @@ def _answer(result: Result, found: Lists) -> list[str]:
     made, first = result["made_by"], result["original_max_position_embeddings"]
     method = made["method"]
     closed = {name: one["beyond"] for name, one in found.items() if name in FORMS and name not in ("none", method)}
-    best = min(closed, key=lambda name: closed[name])
+    best = min(closed, key=lambda name: closed[name]) if closed else "none"
+    beside = f"{closed[best]:.3f} with the best closed form beside it ({best}), and " if closed else ""
     lines = [
         f"Beyond the first {first:,} tokens of text that no search saw, the loss is {found[method]['beyond']:.3f} nats per "
-        f"token with the list of {method}, {closed[best]:.3f} with the best closed form beside it ({best}), and "
-        f"{found['none']['beyond']:.3f} with no list."
+        f"token with the list of {method}, {beside}{found['none']['beyond']:.3f} with no list."
     ]
     if digits := found[method]["digits"]:
         longest = max(digits, key=int)
         lines.append(
-            f"At {int(longest):,} tokens it finds {100 * digits[longest]:.0f} % of the digits of needles, {best} "
-            f"{100 * found[best]['digits'][longest]:.0f} %, no list {100 * found['none']['digits'][longest]:.0f} %."
+            f"At {int(longest):,} tokens it finds {100 * digits[longest]:.0f} % of the digits of needles, "
+            + (f"{best} {100 * found[best]['digits'][longest]:.0f} %, " if closed else "")
+            + f"no list {100 * found['none']['digits'][longest]:.0f} %."
         )
     if trained := made.get("trained"):
         lines.append(
@@ -165,7 +166,7 @@ _NO_NEEDLES = (
 )
 _FIGURES = (
     ("position", "Loss by position",
-     "Mean loss of text in bins of positions that double, on 16 rows that no search saw, with every list.", _by_position),
+     "Mean loss of text in bins of positions that double, on rows that no search saw, with every list.", _by_position),
     ("needles", "Needles by depth and length",
      "Share of a needle's digits that are right, in %, on questions that no search saw.", _needles),
     ("factors", "The factors",

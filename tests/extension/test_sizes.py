@@ -4,69 +4,123 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from phi3_jax import commands, verbs
+from phi3_jax.errors import UserError
 from phi3_jax.experiment import load_config
 from phi3_jax.extension import sizes
-from phi3_jax.extension.sizes import Cell, Gap
+from phi3_jax.extension.sizes import Cell
 from phi3_jax.family import proxy
+from phi3_jax.statistics import Estimate
 from phi3_jax.study.asked import asked_runs
 
 EXPERIMENT = "experiments/longcontext.py"
-SHIFT = {0: 0.10, 1: 0.13, 2: 0.12}  # by which medium's gap exceeds mini's, by seed
+EVERY = [(form, trained) for trained in (False, True) for form in sizes.LISTS]
 
 
 def study(folder: Path) -> list[Cell]:
     """A study's folder without any run, and its planned extensions."""
+    config = load_config(EXPERIMENT)
     runs = [
         {"name": run.name, "seed": run.seed, "model": dataclasses.asdict(proxy(run.size, "pico", "clean"))}
-        for run in asked_runs(load_config(EXPERIMENT), "pico")
+        for run in asked_runs(config, "pico")
     ]
-    (folder / "study.json").write_text(json.dumps({"title": "bases", "runs": runs}))
+    design = {"config": json.loads(config.to_json_best_effort())}
+    (folder / "study.json").write_text(json.dumps({"title": "bases", "runs": runs, "design": design}))
     return sizes._planned(folder)
 
 
-def write(folder: Path, cell: Cell, untrained: float, trained: float | None) -> None:
-    def unseen(gap: float) -> dict[str, Any]:
-        return {"unseen": {"text": {"0-128": 1.7, "128-256": 1.9, "512-1024": 1.7 + gap}}}
+def unseen(end: float, alone: float, needles: float = 0.1, digits: float = 0.9) -> dict[str, Any]:
+    return {
+        "text": {"0-128": 1.7, "512-1024": end}, "alone": alone, "needle_nll": {"128": 0.2, "1024": 0.2 + needles},
+        "digits": {"128": digits, "1024": 0.8},
+    }  # fmt: skip
 
-    names = ["none", "pi", "ntk", "yarn"] + ["longrope2"] * (cell.form == "searched")
-    made = {"lists": {name: unseen(untrained if name != "none" else 0) for name in names}}
-    made["lists"]["none"]["unseen"]["text"]["512-1024"] = 1.7 + untrained
+
+def write(folder: Path, cell: Cell, untrained: dict[str, Any], base: dict[str, Any], trained: dict[str, Any]) -> None:
+    names = ["none", "pi", "ntk", "yarn", "longrope2"] if cell.form == "searched" else ["none", cell.form]
+    made = {"lists": {name: {"unseen": untrained} for name in names} | {"none": {"unseen": base}}}
     place = folder / sizes.FOLDER / cell.name
     place.mkdir(parents=True)
-    (place / "factors.json").write_text(
-        json.dumps({"made_by": made | ({"trained": unseen(trained)} if trained else {})})
-    )
+    (place / "factors.json").write_text(json.dumps({"made_by": made | {"trained": {"unseen": trained}}}))
+
+
+def filled(folder: Path, more: float, lead: float, after: float, **base: float) -> None:
+    """Every cell: before training medium's gap is `more` above mini's and its loss `lead` below; after training `after`."""
+    noise = iter(np.random.default_rng(0).normal(0, 0.003, 100))
+    doublings = {"mini": 0.0, "small": np.log2(1.93) / np.log2(3.76), "medium": 1.0}
+    for cell in study(folder):
+        x, e = doublings[cell.size], next(noise)
+        start = unseen(2.7 - (lead + more) * x + e, 1.7 - (lead + more) * x, 0.1 + e, **base)
+        before = unseen(2.0 - lead * x + e, 1.7 - (lead + more) * x, 0.1 + e)
+        write(folder, cell, before, start, unseen(1.6 - lead * x + e + after * x, 1.5 - lead * x, 0.1 + e))
 
 
 def test_the_rule_says_what_the_numbers_say(tmp_path: Path) -> None:
-    by = {(cell.size, cell.seed, cell.form): cell for cell in study(tmp_path)}
-    for seed, more in SHIFT.items():
-        write(tmp_path, by["mini", seed, "searched"], 0.5 + seed, None)
-        write(tmp_path, by["medium", seed, "searched"], 0.5 + seed + more, None)
-        write(tmp_path, by["mini", seed, "yarn"], 0.2, 0.1)
-        write(tmp_path, by["medium", seed, "yarn"], 0.2, 0.1 - more / 2)
-    write(tmp_path, by["mini", 0, "ntk"], 0.2, 0.3)  # without its other half
-    told = "\n".join(sizes.lines_of(tmp_path))
-    assert told.startswith("7 of 45 planned extensions ran")
-    for form in ("none, untrained", "searched, as searched"):
-        assert f"{form}: the gap of medium less that of mini is +0.117 nats [+0.079, +0.155], 3 seeds: worse" in told
-    assert "yarn, trained: the gap of medium less that of mini is -0.058 nats [-0.077, -0.039], 3 seeds: better" in told
-    assert "ntk, trained" not in told and "not run: mini-s0-none, mini-s0-pi, mini-s0-yarn" not in told
-    assert "not run: mini-s0-none, mini-s0-pi, mini-s0-searched, " in told
-    (drawn,) = sizes.figures(tmp_path)
-    assert drawn.png.stat().st_size > 10_000
+    for name, more, lead, after, said in (
+        ("worse", 0.2, -0.1, 0.2, (sizes.WORSE, sizes.WORSE, "training or not")),
+        ("part", 0.2, 0.1, 0.0, (sizes.PART, sizes.ALIKE, "until it is trained there")),
+        ("keeps", -0.2, 0.1, -0.2, (sizes.KEEPS, sizes.KEEPS, "does not lose more")),
+    ):
+        (tmp_path / name).mkdir()
+        filled(tmp_path / name, more, lead, after)
+        lines = sizes.lines_of(tmp_path / name)
+        assert lines[0] == "45 of 45 planned extensions ran" and len(lines) == 1 + len(EVERY) + 4
+        assert lines[-4].startswith(f"primary, searched, trained: {said[1]} (predicted: ")
+        assert lines[-3].startswith(f"second, yarn, untrained: {said[0]} (predicted: ")
+        assert lines[-2].startswith("verdict: ") and said[2] in lines[-2]
+        (drawn,) = sizes.figures(tmp_path / name)
+        assert drawn.png.stat().st_size > 10_000
+        sizes.keep(str(tmp_path / name), str(tmp_path / f"kept-{name}"))
+        assert sizes.lines_of(tmp_path / f"kept-{name}") == lines
+        assert len((tmp_path / f"kept-{name}" / sizes.TABLE).read_text().splitlines()) == 1 + 9 * 10
 
 
-def test_two_seeds_determine_nothing() -> None:
-    gaps = {Gap(size, seed, "yarn", True): gap for seed in (0, 1) for size, gap in (("mini", 0.1), ("medium", 0.4))}
-    (line,) = sizes.decide(gaps)
-    assert "2 seeds: not determined" in line
+def test_the_order_at_the_end_and_what_lies_between_is_said() -> None:
+    estimate = lambda low, high: Estimate((low + high) / 2, 0.1, low, high, 9)  # noqa: E731
+    gap = estimate(0.01, 0.2)
+    assert sizes.word_of(gap, estimate(-0.1, 0.1), 0.05) == sizes.MORE
+    assert sizes.word_of(estimate(-0.01, 0.2), gap, 0.05) == sizes.OPEN
+    assert sizes.word_of(estimate(-0.01, 0.04), gap, 0.05) == sizes.ALIKE
+    assert sizes.word_of(estimate(math.nan, math.nan), gap, 0.05) == sizes.OPEN
+    assert sizes.together(sizes.OPEN, sizes.ALIKE) == sizes.together(sizes.PART, sizes.OPEN) == "open"
+
+
+def test_no_word_before_all_ran_or_of_bases_without_needles_or_of_a_trial(tmp_path: Path) -> None:
+    filled(tmp_path, 0.2, -0.1, 0.2)
+    gone = tmp_path / sizes.FOLDER / "mini-s11-ntk" / "factors.json"
+    kept = gone.read_text()
+    gone.unlink()
+    lines = sizes.lines_of(tmp_path)
+    assert lines[:2] == ["44 of 45 planned extensions ran", "not run: mini-s11-ntk"] and "silent" in lines[-1]
+    gone.write_text(kept)
+    described = json.loads((tmp_path / "study.json").read_text())
+    described["design"]["config"]["extension"]["evaluations"] = 10
+    (tmp_path / "study.json").write_text(json.dumps(described))
+    assert sizes.lines_of(tmp_path)[-1].startswith("a trial")
+    (tmp_path / "blind").mkdir()
+    filled(tmp_path / "blind", 0.2, -0.1, 0.2, digits=0.6)
+    lines = sizes.lines_of(tmp_path / "blind")
+    assert lines[1].startswith("bases that do not find needles") and "silent" in lines[-1]
+
+
+def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
+    (cell, *_) = study(tmp_path)
+    place = tmp_path / sizes.FOLDER / cell.name / "search"
+    place.mkdir(parents=True)
+    (place.parent / "extension.html").touch()
+    (place / "search.json").write_text(json.dumps({"train": 8192, "mix": 0.0}))
+    config = load_config(EXPERIMENT)
+    runs = [run for run in asked_runs(config, "pico")][:1]
+    with pytest.raises(UserError, match="made with train=8192, and 409600 is asked for"):
+        sizes.make(tmp_path, config, [SimpleNamespace(name=cell.base, model=proxy("mini"), seed=runs[0].seed)])
 
 
 def test_an_extension_is_asked_for_as_it_is_typed(tmp_path: Path) -> None:

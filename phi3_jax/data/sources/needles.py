@@ -26,10 +26,10 @@ def recipe(request: Request) -> Recipe:
     """One source of windows with loss on text and on values that were stated before, and an eval of each."""
     o = request.options
     tokenizer, window = tokenizers.load(o["tokenizer"]), o["window"]
-    found, form = request.texts(request.rest, o["text_field"]), needles.Form(tokenizer)
+    found, form = request.texts(request.rest, o["text_field"], True), needles.Form(tokenizer)
     cut = _Cut(found.documents, form, window, o["held_out"], o["needles"], o["seed"])
     made = dict(version=VERSION, data=f"needles:{found.name}", window=window, held_out=o["held_out"])
-    made |= dict(tokenizer=tokenizer.fingerprint, needles=o["needles"], seed=o["seed"])
+    made |= dict(tokenizer=tokenizer.fingerprint, needles=o["needles"], seed=o["seed"], documents="whole")
     chance = {"chance": np.asarray(form.chance)}
     return Recipe(
         kind="text", vocab=tokenizer.vocab_size, window=window, domains=["text", "needles"], loss="domain_mean",
