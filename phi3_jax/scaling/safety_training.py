@@ -2,7 +2,7 @@
 
 Each stage of a chain is a study SIZE-sSEED-STAGE in the folder, whose run has scores of the suite `guard`. Conditions are
 judged as those of `scaling.abstention`, a cell being (stage, size, endpoint), each size on its own. A folder that a
-repository keeps has `scores.csv` and the rule in their place, as `keep` writes them:
+repository keeps has `scores.csv`, `rounds.csv` and the rule in their place, as `keep` writes them:
 
     python -c "from phi3_jax.scaling import safety_training; safety_training.keep('runs/safety-training', 'FOLDER')"
 """
@@ -24,7 +24,7 @@ from phi3_jax.scaling import abstention
 from phi3_jax.scaling.abstention import FAILS, HOLDS, Found
 from phi3_jax.scaling.causal import Row
 
-SUITE, TABLE = "guard", "scores.csv"
+SUITE, TABLE, ROUNDS = "guard", "scores.csv", "rounds.csv"
 COSTS = ("twins", "answers", "knowledge")  # conditions that hold where there is a cost
 # Of the table: heads, and endpoints; a line is a stage and a size.
 SHOWN = {
@@ -88,6 +88,8 @@ def keep(study: str, folder: str) -> None:
     ]
     Path(folder).mkdir(parents=True, exist_ok=True)
     tables.write(Path(folder) / TABLE, ("size", "seed", "stage", *endpoints), lines)
+    if asked := [dict(zip(("stage", "found"), line.split(None, 1), strict=True)) for line in rounds(Path(study))]:
+        tables.write(Path(folder) / ROUNDS, ("stage", "found"), asked)
     write_json(Path(folder) / "study.json", {"design": {"config": {"guard": _rule(Path(study))}}})
 
 
@@ -106,6 +108,8 @@ def _rule(folder: Path) -> dict[str, Any]:
 
 def rounds(folder: Path) -> Iterator[str]:
     """What each round of asking found, where it was asked."""
+    if (folder / ROUNDS).is_file():
+        yield from (f"{at['stage']:18}  {at['found']}" for at in tables.read(folder / ROUNDS))
     for path in sorted(folder.glob("*.asked.jsonl")):
         yield f"{path.name.removesuffix('.asked.jsonl'):18}  {guarded.tally(records.read(path)[0])}"
 
