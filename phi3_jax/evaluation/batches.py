@@ -9,6 +9,7 @@ from phi3_jax.planning import memory
 
 MOST = 64  # rows, lm-eval's own limit where --max_batch_size says none
 SHARE = 0.5  # of the free memory that is counted on: programs hold temporaries that the count leaves out
+PLACES = 64  # of a row whose logits are held at once, where there are eight rows or more
 BLOCK = 1024  # queries whose attention scores are held at once, at most
 
 
@@ -17,12 +18,12 @@ def row_bytes(cfg: ModelConfig, length: int, count: int, width: int) -> float:
 
     Args:
       length: tokens of the row, with those of its reply.
-      count: tokens whose logits are made at once.
+      count: tokens whose logits are asked for; the engine makes those of `PLACES` at once.
       width: bytes of a value that is computed with.
     """
     cache = 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * length * width
     layer = length * (6 * cfg.embed + 3 * cfg.mlp) * width + 4 * cfg.heads * length * min(length, BLOCK)
-    return cache + layer + 3 * 4 * cfg.vocab * count
+    return cache + layer + 3 * 4 * cfg.vocab * min(count, PLACES)
 
 
 def rows_that_fit(cfg: ModelConfig, length: int, count: int, width: int, free: float, most: int = MOST) -> int:

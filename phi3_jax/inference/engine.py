@@ -1,7 +1,7 @@
 """`Engine`: prompts in, text or scores out; batches, buckets of lengths, stops, streaming.
 
-Programs are compiled for a few shapes only: rows and prompt lengths are rounded up to powers of two, and a step reads the
-first power of two of positions that is long enough, so that lengths grow without a new program for each.
+Programs are compiled for a few shapes only: rows are rounded up to powers of two, the lengths of prompts and the positions
+that a step reads to half octaves (`trees.length_of`), so that lengths grow without a new program for each.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from phi3_jax.data.continuation import Continuation
 from phi3_jax.data.images import Picture
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
-from phi3_jax.inference import decode, scoring
+from phi3_jax.inference import decode, scoring, trees
 from phi3_jax.inference.cache import KVCache
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
+from phi3_jax.inference.trees import length_of
 from phi3_jax.interop import templates
 from phi3_jax.interop.loading import Model, token_ids
 from phi3_jax.models import vision
@@ -32,11 +33,9 @@ from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
 ORIGINAL = "original"
-SHORTEST = 32  # least bucket of prompt lengths
-REST = 64  # least step of what follows a shared beginning
-STRIDE = 128  # least bucket of positions read
+STRIDE = 128  # positions that are read, at least
 Ids = Sequence[int]
-Key = tuple[tuple[int, ...], int]  # a row that is read, and the place of its context's last token
+Place = tuple[trees.Read, int, list[int]]  # what is read, after which of its tokens something is asked for, and what
 # phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
 REREADS = 2**17
 
@@ -69,20 +68,9 @@ class Score:
     tokens: int
 
 
-def bucket(n: int, least: int, most: int) -> int:
-    """The first of least, 2 least, 4 least, .. that is n or more; at most `most`."""
-    size = least
-    while size < n:
-        size *= 2
-    return min(size, most)
-
-
-def stepped(n: int, least: int, most: int) -> int:
-    """n rounded up in steps of `least`, of 2 least from 8 least on, and so on: a quarter of an octave; at most `most`."""
-    step = least
-    while 8 * step < n:
-        step *= 2
-    return min(-(-n // step) * step, most)
+def bucket(n: int, most: int) -> int:
+    """The first of 1, 2, 4, .. that is n or more; at most `most`."""
+    return min(1 << (n - 1).bit_length(), most)
 
 
 class Engine:
@@ -178,21 +166,13 @@ class Engine:
     @functools.cached_property
     def _scores(self) -> Callable[..., Any]:
         def run(
-            params: decode.Tree,
-            tokens: jax.Array,
-            starts: jax.Array,
-            lengths: jax.Array,
-            last: jax.Array,
-            long: str | jax.Array,
-            count: int,
-            before: scoring.Before | None = None,
-        ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+            params: decode.Tree, rows: scoring.Rows, long: str | jax.Array, before: scoring.Before | None = None
+        ) -> tuple[jax.Array, jax.Array]:
             return scoring.scores(
-                params, tokens, starts, lengths, last, self.config, count, dtype=self._dtype, long=long,
-                layout=self._layout, before=before,
-            )  # fmt: skip
+                params, rows, self.config, dtype=self._dtype, long=long, layout=self._layout, before=before
+            )
 
-        return self._program(run, "count")
+        return self._program(run)
 
     @functools.cached_property
     def _begin(self) -> Callable[..., scoring.Before]:
@@ -329,9 +309,9 @@ class Engine:
         sampling: Sampling,
         album: pictured.Album | None,
     ) -> None:
-        rows, longest = bucket(len(prompts), 1, self.batch), max(len(prompt.ids) for prompt in prompts)
-        time = bucket(longest, SHORTEST, self.config.context)
-        capacity = bucket(max(time, longest + more), STRIDE, max(self.config.context, time))
+        rows, longest = bucket(len(prompts), self.batch), max(len(prompt.ids) for prompt in prompts)
+        time = min(length_of(longest), self.config.context)
+        capacity = min(length_of(max(time, longest + more), STRIDE), max(self.config.context, time))
         tokens, lengths = np.zeros((rows, time), np.int32), np.ones(rows, np.int32)
         real = np.zeros((rows, time), bool)
         for i, prompt in enumerate(prompts):
@@ -365,7 +345,7 @@ class Engine:
                 if as_read and self._reads_again(lengths[: len(prompts)] + i + 1):
                     logits, cache = self._again(tokens, lengths, said, long, capacity, pictures)
                     continue
-                extent = bucket(longest + i + 1, STRIDE, capacity)
+                extent = min(length_of(longest + i + 1, STRIDE), capacity)
                 logits, cache = self._step(self._params, token, cache, long, extent)
         assert pending is not None  # `more` is 1 at least
         self._read(alive, *pending)
@@ -386,7 +366,7 @@ class Engine:
         pictures: tuple[jax.Array, np.ndarray] | None,
     ) -> tuple[jax.Array, KVCache]:
         """Prompts and what was said after them, read from the start; rows of pictures are at hand."""
-        time = bucket(int(lengths.max()) + len(said), SHORTEST, self.config.context)
+        time = min(length_of(int(lengths.max()) + len(said)), self.config.context)
         whole = np.zeros((len(tokens), time), np.int32)
         width = min(time, tokens.shape[1])
         whole[:, :width] = tokens[:, :width]
@@ -432,74 +412,68 @@ class Engine:
           UserError: an empty part, ids outside the vocabulary, more tokens than the context (the last one is not read);
             contexts that do not share so many tokens.
         """
-        # The last token is not read, so continuations that differ in it only (lettered options) share one row.
-        asked: dict[Key, list[int]] = {}
-        places = []
+        # The last token is not read, so continuations that differ in it only (lettered options) share one read.
+        places: list[Place] = []
         for context, continuation in pairs:
             whole = self.encode(context) + self.encode(continuation)
             if (over := len(whole) - 1 - self.config.context) > 0:
                 raise UserError(
                     f"{len(whole)} tokens exceed the context of {self.config.context} by {over}; cut the start"
                 )
-            key = tuple(whole[:-1]), len(context) - 1
-            choices = asked.setdefault(key, [])
-            if whole[-1] not in choices:
-                choices.append(whole[-1])
-            places.append((key, choices.index(whole[-1]), len(continuation)))
-        found: dict[Key, tuple[np.ndarray, ...]] = {}
-        wanted = sorted(asked, key=lambda key: (-len(key[0]), key))
-        for before, some in self._begun(wanted, shared):
-            for start in range(0, len(some), self.batch):
-                part = some[start : start + self.batch]
-                found |= zip(part, self._score(part, [asked[key] for key in part], before), strict=True)
-        results = []
-        for key, choice, tokens in places:
-            inner, right, final, top = found[key]
-            logprob = inner[: tokens - 1].sum(dtype=np.float64) + final[choice]
-            self._finite(logprob)
-            results.append(Score(float(logprob), bool(right[: tokens - 1].all() and top[choice]), tokens))
-        return results
+            places.append((tuple(whole[:-1]), len(context) - 1, whole[len(context) :]))
+        results: list[Score | None] = [None] * len(places)
+        for before, long, members in self._begun(places, shared):
+            for number, logprobs, hits in self._scored([places[i] for i in members], before, long):
+                total = logprobs.sum(dtype=np.float64)
+                self._finite(total)
+                results[members[number]] = Score(float(total), bool(hits.all()), logprobs.size)
+        return [score for score in results if score is not None]
 
-    def _begun(self, keys: Sequence[Key], shared: int) -> Iterator[tuple[scoring.Before | None, Sequence[Key]]]:
-        """Rows, and what they share, read: one prefix for those of each LongRoPE list."""
-        if not shared or self._layout != ANYWHERE:
-            self._kept_before.clear()  # whoever shares nothing needs the memory, and a beginning is soon read again
-            yield None, keys
-            return
-        ids = keys[0][0][:shared]
-        if any(row[:shared] != ids or start < shared for row, start in keys):
+    def _begun(
+        self, places: Sequence[Place], shared: int
+    ) -> Iterator[tuple[scoring.Before | None, str | bool, list[int]]]:
+        """(what they share, read; LongRoPE's list; which pairs they are), a group for each list."""
+        if any(start < shared or read[:shared] != places[0][0][:shared] for read, start, _ in places):
             raise UserError(f"contexts do not begin with the same {shared} tokens and one more; share fewer")
-        lists: dict[Any, list[Key]] = {}
-        for key in keys:
-            chosen = self._long(np.array([len(key[0])]))
-            lists.setdefault(chosen if isinstance(chosen, str) else bool(chosen[0]), []).append(key)
-        self._kept_before = {key: one for key, one in self._kept_before.items() if key[0] == ids}
-        for chosen, some in lists.items():
-            if (ids, chosen) not in self._kept_before:
-                tokens = np.zeros((1, stepped(shared, STRIDE, self.config.context)), np.int32)
+        groups: dict[str | bool, list[int]] = {}
+        for number, (read, _, _) in enumerate(places):
+            chosen = self._long(np.array([len(read)]))
+            groups.setdefault(chosen if isinstance(chosen, str) else bool(chosen[0]), []).append(number)
+        shares = shared > 0 and self._layout == ANYWHERE
+        ids = places[0][0][:shared] if places else ()
+        # Whoever shares nothing needs the memory, and a beginning is soon read again.
+        self._kept_before = {key: one for key, one in self._kept_before.items() if shares and key[0] == ids}
+        for one, members in groups.items():
+            if shares and (ids, one) not in self._kept_before:
+                tokens = np.zeros((1, min(length_of(shared, STRIDE), self.config.context)), np.int32)
                 tokens[0, :shared] = ids
-                long = chosen if isinstance(chosen, str) else jnp.array([chosen])
-                self._kept_before[ids, chosen] = self._begin(self._params, tokens, np.int32(shared), long)
-            yield self._kept_before[ids, chosen], some
+                long = one if isinstance(one, str) else jnp.array([one])
+                self._kept_before[ids, one] = self._begin(self._params, tokens, np.int32(shared), long)
+            yield self._kept_before.get((ids, one)), one, members
 
-    def _score(
-        self, keys: Sequence[Key], choices: Sequence[Sequence[int]], before: scoring.Before | None
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        """Of each (row, start): log-probabilities and hits of its tokens after the start, and of the choices after it."""
-        read = 0 if before is None else int(before.count)
-        rows, longest = bucket(len(keys), 1, self.batch), max(len(row) for row, _ in keys) - read
-        most = self.config.context
-        time = bucket(longest, SHORTEST, most) if before is None else stepped(longest, REST, most)
-        tokens = np.zeros((rows, time), np.int32)
-        last = np.zeros((rows, bucket(max(map(len, choices)), 1, self.config.vocab)), np.int32)
-        starts, lengths = np.zeros(rows, np.int32), np.ones(rows, np.int32)
-        for i, ((row, start), ids) in enumerate(zip(keys, choices, strict=True)):
-            own = row[read:]
-            tokens[i, : len(own)], last[i, : len(ids)], starts[i], lengths[i] = own, ids, start - read, len(own)
-        count = bucket(int((lengths - starts).max()), 1, tokens.shape[1])
-        long = self._long(lengths + read)
-        found = self._scores(self._params, tokens, starts, lengths, last, long, count, before)
-        return zip(*(np.asarray(x)[: len(keys)] for x in found), strict=True)
+    def _scored(
+        self, places: Sequence[Place], before: scoring.Before | None, long: str | bool
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(number, log-probabilities of what was asked for, whether each is the likeliest) of every place."""
+        known, together = 0 if before is None else int(before.count), self._layout == ANYWHERE
+        asked: dict[trees.Read, list[int]] = {}
+        for number, (read, _, _) in enumerate(places):
+            asked.setdefault(read[known:], []).append(number)
+        counts = {read: sum(len(places[i][2]) for i in numbers) for read, numbers in asked.items()}
+        for packed in trees.pack(trees.grow(counts) if together else trees.alone(counts), self.batch, together):
+            where = [
+                (i, *packed.ask(read, places[i][1] - known, places[i][2]))
+                for read in packed.places
+                for i in asked[read]
+            ]
+            parted = packed.parted or before is not None
+            apart = (packed.documents, packed.branches) if parted else (None, None)
+            given: list[Any] = [packed.tokens, packed.positions, *apart, packed.at, packed.said, packed.counts.max()]
+            rows = scoring.Rows._make(x if x is None else jnp.asarray(x) for x in given)
+            lists = long if isinstance(long, str) else np.full(packed.tokens.shape, long)
+            logprobs, hits = map(np.asarray, self._scores(self._params, rows, lists, before))
+            for number, row, columns in where:
+                yield number, logprobs[row, columns], hits[row, columns]
 
 
 @jax.jit

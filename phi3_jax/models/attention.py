@@ -170,27 +170,29 @@ def attend(
         v: jax.Array,
         segments: jax.Array | None,
         positions: jax.Array | None,
+        branches: jax.Array | None,
         tiles: Any,
     ) -> jax.Array:
         rows = None
         if shards > 1:
             q, rows = _exchanged(q, time, shards), part_rows(length, shards, jax.lax.axis_index(time))
             k, v = _gathered(k, time), _gathered(v, time)
-            segments = None if segments is None else _gathered(segments, time)
-            positions = None if positions is None else _gathered(positions, time)
+            segments, positions, branches = (
+                None if x is None else _gathered(x, time) for x in (segments, positions, branches)
+            )
         origin = Origin(
             rows=rows,
             head=jax.lax.axis_index(heads) * q.shape[2] * q.shape[3] if splits_heads else 0,
             heads=total,
         )
-        here = dataclasses.replace(mask, segments=segments, positions=positions)
+        here = dataclasses.replace(mask, segments=segments, positions=positions, branches=branches)
         out = kernel(q, k, v, here, scale, origin, *([] if tiles is None else [tiles]))
         return out if rows is None else _exchanged(out, time, shards)
 
     rows, keys = P(join(batch), join(time)), P(join(batch), join(time), join(heads), None)
     queries = P(*keys, None)
-    specs = (queries, keys, keys, rows, rows, tile_specs)
-    return per_device(part, specs, queries, q, k, v, mask.segments, mask.positions, tiles)
+    specs = (queries, keys, keys, rows, rows, rows, tile_specs)
+    return per_device(part, specs, queries, q, k, v, mask.segments, mask.positions, mask.branches, tiles)
 
 
 def _exchanged(x: jax.Array, axes: tuple[str, ...], shards: int) -> jax.Array:

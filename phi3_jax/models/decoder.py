@@ -89,10 +89,14 @@ def _in_pieces(block: Callable[[jax.Array], jax.Array], x: jax.Array, piece: int
 
 
 def mask_of(
-    cfg: ModelConfig, index: int, segments: jax.Array | None = None, positions: jax.Array | None = None
+    cfg: ModelConfig,
+    index: int,
+    segments: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    branches: jax.Array | None = None,
 ) -> Mask:
     """What a query of layer `index` may see."""
-    return Mask(cfg.window_keys, None if cfg.is_dense(index) else cfg.blocksparse, segments, positions)
+    return Mask(cfg.window_keys, None if cfg.is_dense(index) else cfg.blocksparse, segments, positions, branches)
 
 
 def hidden_states(
@@ -102,6 +106,7 @@ def hidden_states(
     *,
     positions: Int[jax.Array, "b t"] | None = None,
     segments: Int[jax.Array, "b t"] | None = None,
+    branches: Int[jax.Array, "b t"] | None = None,
     dtype: jnp.dtype = jnp.float32,
     remat: str = "none",
     unroll: bool = False,
@@ -120,6 +125,7 @@ def hidden_states(
       positions: default 0..time-1, or restarting per document where `segments` is given.
       segments: document numbers; attention never crosses them. Padding has a number of its own (0 in our
         data). Default: one document per row.
+      branches: numbers inside each document, see `Mask.branches`; with `segments` and `positions`.
       dtype: compute dtype of the matrices.
       remat: what the backward pass keeps: "none" (everything), "dots", "names", "full" (nothing).
       unroll: layers one after the other in one program (fastest on CPU) instead of a scan over stacked layers.
@@ -143,7 +149,7 @@ def hidden_states(
     # Without the barrier XLA:CPU computes every sine again in every layer.
     made = rope_table(positions, cfg, rope_regime, dtype, segments) if rope is None else rope
     table = jax.lax.optimization_barrier(made)
-    masks = [mask_of(cfg, i, segments, positions) for i in range(cfg.period)]
+    masks = [mask_of(cfg, i, segments, positions, branches) for i in range(cfg.period)]
     attends = [lambda q, k, v, m=m: attend(q, k, v, m, cfg.softmax_scale, attention) for m in masks]
 
     def block(x: jax.Array, stacked: Tree, first: int = 0) -> jax.Array:

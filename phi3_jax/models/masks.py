@@ -22,12 +22,15 @@ class Mask:
       segments: (batch, time) document numbers; 0 is padding. None = one document per row.
       positions: (batch, time) positions inside each document, from which the block pattern counts, so that a packed
         document is masked as it is alone. None = the pattern counts from the row's start.
+      branches: (batch, time) numbers: of its own document a query sees what has number 0, with which all branches begin,
+        and what has its own number; window and pattern count by `positions`, which must be there. None = no branches.
     """
 
     window: int | None = None
     blocksparse: BlockSparse | None = None
     segments: jax.Array | None = None
     positions: jax.Array | None = None
+    branches: jax.Array | None = None
 
     def simplified(self, time: int) -> Mask:
         """The same mask without the parts that leave out nothing at this length or mean nothing."""
@@ -36,6 +39,7 @@ class Mask:
         if pattern is not None and time <= pattern.block * pattern.local_blocks:
             pattern = None
         counts = pattern is not None and self.segments is not None and pattern.per_document
+        counts = counts or (window is not None and self.branches is not None)
         return dataclasses.replace(
             self, window=window, blocksparse=pattern, positions=self.positions if counts else None
         )
@@ -90,12 +94,19 @@ def seen(mask: Mask, rows: slice, keys: slice, heads: tuple[int, int], origin: O
     key = jnp.arange(keys.start, keys.stop)
     row = jnp.arange(rows.start, rows.stop) if origin.rows is None else origin.rows[rows]
     of_rows = lambda x: x[:, rows] if origin.rows is None else jnp.take(x, row, axis=1)  # noqa: E731
-    distance = row[:, None] - key[None, :]
-    ok = distance >= 0
-    if mask.window is not None:
-        ok &= distance < mask.window
+    both = lambda x: (of_rows(x)[:, :, None], x[:, None, keys])  # noqa: E731
+    ok = row[:, None] >= key[None, :]
+    if mask.window is not None and mask.branches is None:
+        ok &= row[:, None] - key[None, :] < mask.window
     if mask.segments is not None:
-        ok = ok & (of_rows(mask.segments)[:, :, None] == mask.segments[:, None, keys])
+        of_query, of_key = both(mask.segments)
+        ok = ok & (of_query == of_key)
+        if mask.branches is not None:
+            of_query, of_key = both(mask.branches)
+            ok &= (of_key == 0) | (of_query == of_key)
+            if mask.window is not None:
+                of_query, of_key = both(mask.positions)
+                ok &= of_query - of_key < mask.window
         ok = ok[:, None, None]
     if mask.blocksparse is not None:
         q_pos, k_pos = (row, key) if mask.positions is None else (of_rows(mask.positions), mask.positions[:, keys])

@@ -338,4 +338,4 @@ def test_the_context_is_filled_to_its_last_token(engine: Engine) -> None:
 
 
 def test_buckets_are_the_first_power_that_holds() -> None:
-    assert [bucket(n, 32, 300) for n in (1, 32, 33, 64, 65, 257, 300)] == [32, 32, 64, 64, 128, 300, 300]
+    assert [bucket(n, 12) for n in (1, 2, 3, 4, 5, 8, 9, 12)] == [1, 2, 4, 4, 8, 8, 12, 12]

@@ -12,7 +12,7 @@ import pytest
 from phi3_jax.configs import BlockSparse, LongRope, ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import published
-from phi3_jax.inference.engine import Engine, stepped
+from phi3_jax.inference.engine import Engine
 from phi3_jax.interop.loading import Model
 from phi3_jax.models.spec import init_params
 
@@ -96,12 +96,6 @@ def test_it_is_read_once_and_programs_are_few() -> None:
         for part in (others[:4], others[4:], others[:2]):
             engine.score(part, shared)
     assert engine.compilations == first, "other exemplars, other lengths, and no program more"
-
-
-def test_lengths_go_in_steps_of_a_quarter_of_an_octave() -> None:
-    found = [stepped(n, 32, 10**6) for n in range(1, 4097)]
-    assert all(n <= step <= max(n + 31, 1.25 * n) for n, step in enumerate(found, 1))
-    assert len(set(found)) == 8 + 4 * 4 and stepped(300, 32, 310) == 310
 
 
 def test_what_is_not_shared_is_one_line() -> None:

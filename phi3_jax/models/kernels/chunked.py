@@ -22,8 +22,8 @@ from phi3_jax.models.masks import ORIGIN, Mask, Origin, seen
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-# segments, positions, rows, first head
-_Arrays = tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None]
+# segments, positions, branches, rows, first head
+_Arrays = tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None]
 # q, k, v, the mask's arrays, log normalisers
 _Saved = tuple[jax.Array, jax.Array, jax.Array, _Arrays, jax.Array]
 
@@ -64,9 +64,14 @@ def _attend(
 
 
 def _seen(arrays: _Arrays, mask: Mask, of_heads: int, rows: slice, keys: slice, heads: tuple[int, int]) -> jax.Array:
-    segments, positions, of_queries, head = arrays
-    mask = dataclasses.replace(mask, segments=segments, positions=positions)
+    segments, positions, branches, of_queries, head = arrays
+    mask = dataclasses.replace(mask, segments=segments, positions=positions, branches=branches)
     return seen(mask, rows, keys, heads, Origin(of_queries, 0 if head is None else head, of_heads))
+
+
+def _window(mask: Mask, arrays: _Arrays) -> int | None:
+    """The window, where it counts by rows and not by the positions of branches."""
+    return mask.window if arrays[2] is None else None
 
 
 def _forward(
@@ -75,7 +80,7 @@ def _forward(
     heads, scaled = (q.shape[1], q.shape[2]), q * jnp.asarray(scale, q.dtype)
     ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     outs, logs = [], []
-    for rows, keys in _blocks(q.shape[3], k.shape[2], mask.window):
+    for rows, keys in _blocks(q.shape[3], k.shape[2], _window(mask, arrays)):
         s = _scores(scaled[..., rows, :], k[:, :, keys], _seen(arrays, mask, of_heads, rows, keys, heads))
         top = jnp.max(s, axis=-1, keepdims=True)
         joint = jnp.einsum("bgrts,bgsk->bgrtk", jnp.exp(s - top).astype(v.dtype), ones[:, :, keys])
@@ -101,7 +106,7 @@ def _backward(
     d_qs: list[jax.Array] = []
     d_k: jax.Array | int = 0
     d_v: jax.Array | int = 0
-    for rows, keys in _blocks(q.shape[3], k.shape[2], mask.window):
+    for rows, keys in _blocks(q.shape[3], k.shape[2], _window(mask, arrays)):
         q_rows, d_rows = scaled[..., rows, :], d_out[..., rows, :]
         s = _scores(q_rows, k[:, :, keys], _seen(arrays, mask, of_heads, rows, keys, heads))
         p = jnp.exp(s - log_z[..., rows, :])
@@ -131,6 +136,6 @@ def attend(
     q = q.transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     head = origin.head if isinstance(origin.head, jax.Array) else None
-    arrays = (mask.segments, mask.positions, origin.rows, head)
-    static = dataclasses.replace(mask, segments=None, positions=None)
+    arrays = (mask.segments, mask.positions, mask.branches, origin.rows, head)
+    static = dataclasses.replace(mask, segments=None, positions=None, branches=None)
     return _attend(q, k, v, arrays, static, origin.heads, scale).transpose(0, 3, 1, 2, 4)

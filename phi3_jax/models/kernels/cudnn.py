@@ -30,6 +30,8 @@ def obstacle(problem: Any) -> str | None:
         return "it knows no queries that are part of the keys' times"
     if problem.mask.segments is not None and problem.time > LONGEST_PACKED:
         return f"packed rows of {problem.time} tokens; it takes packed rows up to {LONGEST_PACKED}"
+    if problem.mask.branches is not None:
+        return "it knows no branches of a document"
     return None
 
 

@@ -33,6 +33,9 @@ constexpr int kPanel = 2 * kLanes;             // keys that lie together, transp
 constexpr int kTall = kLanes == 16 ? 12 : 6;  // queries whose sums fit into the registers, two vectors each
 constexpr int kFlat = kLanes == 16 ? 8 : 4;   // keys whose sums fit into the registers, two vectors each
 constexpr float kLowest = -FLT_MAX;
+// A token's number is that of its document times kBranches, and of its branch. It sees its own branch and branch 0.
+constexpr int32_t kBranches = 4096;
+constexpr int32_t trunk(int32_t number) { return number & ~(kBranches - 1); }
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
@@ -105,7 +108,7 @@ struct Problem {
   const int32_t* segments;                                      // of this row, or null
 };
 
-// Which documents a span of tokens is of: the lowest and highest number.
+// The lowest and highest number of a span of tokens.
 std::pair<int32_t, int32_t> documents(const int32_t* segments, int64_t first, int64_t last) {
   const auto ends = std::minmax_element(segments + first, segments + last);
   return {*ends.first, *ends.second};
@@ -121,8 +124,9 @@ Meets met(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t co
   const bool whole = key + kKeys - 1 <= first && (!a.window || first + rows - 1 - key < a.window);
   if (a.segments == nullptr) return whole ? Meets::kAll : Meets::kSome;
   const auto mine = documents(a.segments, first, first + rows), theirs = documents(a.segments, key, key + count);
-  if (theirs.second < mine.first || theirs.first > mine.second) return Meets::kNone;
-  return whole && theirs.first == theirs.second && theirs == mine ? Meets::kAll : Meets::kSome;
+  if (theirs.second < trunk(mine.first) || theirs.first > mine.second) return Meets::kNone;
+  const bool begun = theirs.first == trunk(mine.first) && theirs.first == trunk(mine.second);
+  return whole && theirs.first == theirs.second && (begun || theirs == mine) ? Meets::kAll : Meets::kSome;
 }
 
 // The first block of keys that queries from `first` on may see.
@@ -140,8 +144,11 @@ void mask(const Problem& a, int64_t first, int64_t rows, int64_t key, int64_t co
     for (int64_t j = 0; j < low; ++j) row[j] = kLowest;
     for (int64_t j = high; j < reach; ++j) row[j] = kLowest;
     if (a.segments == nullptr) continue;
-    const int32_t own = a.segments[i];
-    for (int64_t j = low; j < high; ++j) row[j] = a.segments[key + j] == own ? row[j] : kLowest;
+    const int32_t own = a.segments[i], begun = trunk(own);
+    for (int64_t j = low; j < high; ++j) {
+      const int32_t other = a.segments[key + j];
+      row[j] = other == own || other == begun ? row[j] : kLowest;
+    }
   }
 }
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 TARGET, BACK = "phi3_jax_flash", "phi3_jax_flash_back"
+BRANCHES = 4096  # by which flash.cc tells documents from their branches
 SHORTEST = 256  # tokens; below, plain XLA is nearly as fast
 
 
@@ -46,6 +47,8 @@ def obstacle(problem: Any) -> str | None:
         return "it knows no block pattern per head"
     if problem.time_shards > 1:
         return "it knows no queries that are part of the keys' times"
+    if problem.mask.branches is not None and problem.mask.window is not None:
+        return "it knows no window that counts by the positions of branches"
     return "PHI3_JAX_KERNEL=off" if native.choice() == "off" else _obstacle_of_machine()
 
 
@@ -59,7 +62,11 @@ def attend(
 ) -> Float[jax.Array, "b t g r k"]:
     """One device's part; see `attention.attend`."""
     del origin  # dense over heads and whole in time
-    return _attend(q, k, v, mask.segments, dataclasses.replace(mask, segments=None), scale)
+    documents = None if mask.segments is None else mask.segments.astype(jnp.int32) * BRANCHES
+    if documents is not None and mask.branches is not None:
+        documents = documents + mask.branches.astype(jnp.int32)
+    plain = dataclasses.replace(mask, segments=None, positions=None, branches=None)
+    return _attend(q, k, v, documents, plain, scale)
 
 
 # q, k, v, documents (batch, time) or (0,), output, base-2 logarithm of each query's sum
@@ -68,16 +75,16 @@ _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, mask: Mask, scale: float
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None, mask: Mask, scale: float
 ) -> jax.Array:
     """`mask` is without its arrays."""
-    return _forward(q, k, v, segments, mask, scale)[0]
+    return _forward(q, k, v, documents, mask, scale)[0]
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, mask: Mask, scale: float
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None, mask: Mask, scale: float
 ) -> tuple[jax.Array, _Saved]:
-    documents = jnp.zeros(0, jnp.int32) if segments is None else segments.astype(jnp.int32)
+    documents = jnp.zeros(0, jnp.int32) if documents is None else documents
     shapes = jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], q.dtype)
     call = jax.ffi.ffi_call(TARGET, shapes, vmap_method="sequential")
     out, logs = call(q, k, v, documents, scale=float(scale), window=mask.window or 0)

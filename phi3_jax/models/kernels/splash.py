@@ -43,6 +43,8 @@ def obstacle(problem: Any) -> str | None:
         return (
             "its block pattern counts from the row's start, not from each packed document's (per_document=False does)"
         )
+    if problem.mask.branches is not None:
+        return "it knows no branches of a document"
     return None
 
 
