@@ -1,4 +1,4 @@
-"""Does the best threshold of the knowledge filter rise with model size on real text? Facts of the World Factbook.
+"""Does the best threshold of the knowledge filter rise with model size? Real facts beside made arithmetic.
 
     python launch/run.py --config experiments/curated.py             # quick: 3 thresholds x 3 sizes, one seed
     python launch/run.py --config experiments/curated.py:standard    # 5 x 4 x 3 seeds, and controls: for the rule
@@ -52,12 +52,19 @@ prose, for which these sizes are too small.
 The rule, written before any run of 5M tokens, and with it what was expected, is `RULE` below. That 4M tokens became 5M
 followed from a trial of 200k and from arithmetic in the pilot of calibration.py. After the rule, and before any run of the
 design, three runs of seed 1 showed that scores are in range, and changed nothing (recall, arithmetic): keep100 of mini
-10.7 % and 2.5, of `below` 3.9 % and -25.7; keep25 of `below` 2.9 % and 23.2.
+10.7 % and 2.5, of `below` 3.9 % and -25.7; keep25 of `below` 2.9 % and 23.2. A referee then found that `below`, which so
+learns hardly a fact, would have been called one whose best threshold is 0, and a rise been the outcome whatever is true;
+that the arithmetic of a run could count against it without bound; that the filter and random countries were compared where
+both are at their floor; and that other seeds, data or half of the runs got the same verdict. The rule is mended, before any
+run of the design. What it still cannot do: `below` will probably not be admitted at 16 visits (64 visits, 20M tokens, would
+cost an hour of a core more); in calibration.py's block D twice the learning rate moves `below` by up to 30 points and turns
+the order of its filters, so that "rises" is said of one learning rate.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -76,14 +83,12 @@ FILTER = {f"keep{share}": Arm(data=f"factbook:{share}") for share in (0, 25, 50,
 RANDOM = {f"random{share}": Arm(data=f"factbook:random{share}", sizes=OUTER) for share in (25, 50, 75)}
 ARMS = FILTER | RANDOM | {"shuffled": Arm(data="factbook:shuffled", sizes=OUTER)}
 # Read by phi3_jax.scaling.curated. Differences are within a seed, intervals Student's t over seeds.
-RULE = dict(
+RULE: dict[str, Any] = dict(
     filter=tuple(FILTER),
     random=tuple(RANDOM),
     shuffled="shuffled",
     controls=(*RANDOM, "shuffled"),
     sizes=SIZES,
-    seeds=STUDIES["standard"][3],
-    tokens=TOKENS,
     # The primary utility decides; recall alone, from which nothing is taken by what arithmetic loses, stands beside it.
     utilities={
         "recall and reasoning": ("knowledge/universe/recall", "reasoning/all/nll"),
@@ -99,19 +104,28 @@ RULE = dict(
     # An endpoint may decide where, of the middle size's best threshold and its neighbours, a neighbour lies below the upper
     # and any above the lower share of the way from its floor to the ceiling of that threshold.
     admitted=(0.05, 0.95),
-    # E3, the order: filter minus random at equal bits, the mean of the thresholds in between, at the outer sizes: "better"
-    # above 0, "worse" below, "alike" within the margin. E4: from `shuffled` to keep100, the largest's arithmetic loss grows
-    # by so large a share more than the smallest's ("rises"), or less ("does not").
+    # "rises" also needs a best threshold of the smallest above 0, the same order with two thirds of the weight on either
+    # endpoint, and outer sizes that learn facts: in some arm a recall above the shuffled values' in every seed, and off its
+    # floor. Arithmetic that is worse than two steps without depth counts as 0, not less.
+    # E3: E2 of random countries in the place of the filter's; where both rise it is the amount of facts that counts. E4:
+    # from `shuffled` to keep100, the largest's arithmetic loss grows by so large a share more than the smallest's, or less
+    # ("rises", "does not").
     reasoning_margin=0.05,
     predictions={
         "E1, recall and reasoning": "rises",
         "E2, recall and reasoning": "rises",
         "E1, recall": "rises",
         "E2, recall": "not determined",
-        "E3, below": "not determined",
-        "E3, medium": "not determined",
+        "E3": "rises",
         "E4": "does not",
     },
+)  # fmt: skip
+
+
+# The design that the rule is of: of any other it says nothing.
+RULE["of"] = dict(
+    sizes=SIZES, seed=STUDIES["standard"][2], seeds=STUDIES["standard"][3], size_factor=1.0, weighting="token",
+    arms={name: arm.data for name, arm in ARMS.items()},
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax import statistics
+from phi3_jax import configs, statistics
 from phi3_jax.data.corpora import factbook
 from phi3_jax.data.sources.factbook import SHUFFLED, share_of
 from phi3_jax.errors import UserError
@@ -106,56 +107,76 @@ def of_trend(endpoints: Sequence[str], rule: Mapping[str, Any], found: Block, na
 
 
 def of_regret(endpoints: Sequence[str], rule: Mapping[str, Any], found: Block, name: str) -> Verdict:
-    """E2: as `regime.of_regret`, where "rises" also needs the largest's best threshold to be the higher one."""
+    """E2: as `regime.of_regret`, where "rises" also needs the largest's best threshold to be the higher one at every weight
+    of recall in the mean, and the smallest's to be above 0."""
     runs = found.complete
     verdict = regime.of_regret(runs, endpoints, rule["margin"], rule, name)
+    small, large = _best(runs, endpoints)
+    word, more = verdict.word, ""
+    if word == "rises" and large < small:
+        word = "does not"
+    elif word == "rises" and not small:
+        word, more = UNDETERMINED, " The smallest size does best without any facts, which bars a rise."
+    elif word == "rises" and len(set(endpoints)) > 1:
+        weighted = [_best(runs, [*endpoints, end]) for end in endpoints]  # two thirds for each in turn
+        if not all(big > little for little, big in weighted):
+            word, more = UNDETERMINED, " With two thirds of the weight on one endpoint it does not rise."
+    best = f"{100 * small:.0f} % at the smallest, {100 * large:.0f} % at the largest"
+    return dataclasses.replace(verdict, word=word, sentence=f"{verdict.sentence} Best over all seeds: {best}.{more}")
+
+
+def _best(runs: Sequence[Run], endpoints: Sequence[str]) -> tuple[float, float]:
+    """Best thresholds over all seeds of the smallest and the largest size."""
     values, _, filters = regime.grid(runs, lambda run: run.utility(endpoints))
     small, *_, large = filters[values.mean(-1).argmax(1)]
-    best = f"{100 * small:.0f} % at the smallest, {100 * large:.0f} % at the largest"
-    word = "does not" if verdict.word == "rises" and large < small else verdict.word
-    return dataclasses.replace(verdict, word=word, sentence=f"{verdict.sentence} Best over all seeds: {best}.")
+    return float(small), float(large)
 
 
-def of_order(size: str, endpoints: Sequence[str], rule: Mapping[str, Any], found: Block, name: str) -> Verdict:
-    """E3: what the order of the filter is worth over random countries of as many bits, in points.
+def check_learnt(found: Block, rule: Mapping[str, Any]) -> None:
+    """Refuses a comparison of sizes of which an outer one learns no facts: what it does best with is then no threshold.
 
     Raises:
-      UserError: fewer than two seeds have both.
+      UserError: at an outer size no arm has a recall above that of the shuffled values in every seed, and off its floor.
     """
-    share = {p.arm: p.f for p in found.planned}
-    pairs = [
-        (arm, random) for random in rule["random"] for arm in rule["filter"] if share.get(arm) == share.get(random, -1)
-    ]
-    values = {(r.arm, r.seed): r.utility(endpoints) for r in found.runs if r.member == size}
-    seeds = sorted({p.seed for p in found.planned})
-    whole = [s for s in seeds if pairs and all((arm, s) in values for pair in pairs for arm in pair)]
-    if len(whole) < 2:
-        raise UserError(f"{len(whole)} seeds have the filter and the random drop at {size}; the rule needs 2 or more")
-    e = statistics.over_seeds([float(np.mean([values[a, s] - values[b, s] for a, b in pairs])) for s in whole])
-    inside = -rule["margin"] < e.low and e.high < rule["margin"]
-    word = "better" if e.sign > 0 else "worse" if e.sign < 0 else "alike" if inside else UNDETERMINED
-    return Verdict(name, word, e, f"Filter minus random at equal bits: {regime.stated(e)} points.")
+    for size in (rule["sizes"][0], rule["sizes"][-1]):
+        here = [run for run in found.runs if run.member == size]
+        control = {run.seed: run.score(RECALL) for run in here if run.arm == rule["shuffled"]}
+        for arm in rule["filter"]:
+            runs = [run for run in here if run.arm == arm and run.seed in control]
+            off = runs and np.mean([run.position(RECALL) for run in runs]) > rule["admitted"][0]
+            if off and all(run.score(RECALL) > control[run.seed] for run in runs):
+                break
+        else:
+            raise UserError(f"{size} learns no facts in any arm beyond what values dealt anew give it")
+
+
+def clipped(run: Run) -> Run:
+    """The run, whose arithmetic is worth nothing, and no less, where its loss is above what needs no depth."""
+    return dataclasses.replace(run, scores=dict(run.scores) | {LOSS: min(run.scores[LOSS], regime.floor())})
 
 
 def decide(found: Block, rule: Mapping[str, Any]) -> list[Verdict]:
-    """E1 and E2 of each utility, E3 at the outer sizes, E4; of fewer seeds than the rule's none is determined."""
-    main, order = found.part(lambda p: p.arm in rule["filter"]), found.part(lambda p: p.arm != rule["shuffled"])
+    """E1 and E2 of each utility, E3, which is E2 of random countries at the outer sizes, and E4."""
+    whole = Block(found.planned, [clipped(run) for run in found.runs])
+    main = whole.part(lambda p: p.arm in rule["filter"])
+    ends, outer = (rule["filter"][0], rule["filter"][-1]), (rule["sizes"][0], rule["sizes"][-1])
+    random = whole.part(lambda p: p.arm in (*ends, *rule["random"]) and p.member in outer)
     first, loosest = composite(rule), max(main.planned, key=lambda p: p.f).arm
+
+    def learnt(of: Callable[[Block, str], Verdict]) -> Callable[[Block, str], Verdict]:
+        def checked(part: Block, name: str) -> Verdict:
+            check_learnt(found, rule)
+            return of(part, name)
+
+        return checked
+
     made: dict[str, tuple[Block, Callable[[Block, str], Verdict]]] = {}
-    for line, ends in sorted(rule["utilities"].items(), key=lambda item: item[1] != first):  # the primary first
-        made[f"E1, {line}"] = main, functools.partial(of_trend, ends, rule)
-        made[f"E2, {line}"] = main, functools.partial(of_regret, ends, rule)
-    for size in (rule["sizes"][0], rule["sizes"][-1]):
-        made[f"E3, {size}"] = order, functools.partial(of_order, size, first, rule)
+    for line, names in sorted(rule["utilities"].items(), key=lambda item: item[1] != first):  # the primary first
+        made[f"E1, {line}"] = main, learnt(functools.partial(of_trend, names, rule))
+        made[f"E2, {line}"] = main, learnt(functools.partial(of_regret, names, rule))
+    made["E3"] = random, learnt(functools.partial(of_regret, first, rule))
     made["E4"] = found, functools.partial(_of_reasoning, loosest, rule)
-    said = [regime.tried(name, part, functools.partial(of, part, name)) for name, (part, of) in made.items()]
-    few = lambda v: 0 < v.estimate.n < rule["seeds"] and v.word != UNDETERMINED  # noqa: E731
-    return [
-        dataclasses.replace(v, word=UNDETERMINED, sentence=f"{v.sentence} The rule needs {rule['seeds']} seeds.")
-        if few(v)
-        else v
-        for v in said
-    ]
+    return [regime.tried(name, part, functools.partial(of, part, name)) for name, (part, of) in made.items()]
 
 
 def _of_reasoning(loosest: str, rule: Mapping[str, Any], found: Block, name: str) -> Verdict:
@@ -176,10 +197,14 @@ def lines(rows: Sequence[causal.Row], config: Mapping[str, Any]) -> Iterator[str
     yield ""
     yield from table(found, rule)
     yield ""
-    part = tuple(config["sizes"]) != tuple(rule["sizes"]) or not {*rule["filter"]} <= {p.arm for p in found.planned}
-    if config["size_factor"] != 1 or part:
-        what = f"A trial of {config['size_factor']:g} times the tokens" if not part else "A part"
-        yield f"{what} of the design, of which the rule says nothing."
+    now = {name: config[name] for name in rule["of"] if name not in ("weighting", "arms")}
+    now |= {"weighting": config["train"]["weighting"], "arms": {n: str(a.data) for n, a in arms_of(config).items()}}
+    if (changed := configs.config_diff(_plain(rule["of"]), _plain(now))) is not None and changed:
+        yield f"Another design than the rule's ({configs.shown_changes(changed)}), of which the rule says nothing."
+        yield "Verdict: none."
+        return
+    if missing:
+        yield "The rule is silent until every planned run has finished."
         yield "Verdict: none."
         return
     said = decide(found, rule)
@@ -187,8 +212,17 @@ def lines(rows: Sequence[causal.Row], config: Mapping[str, Any]) -> Iterator[str
         predicted = rule["predictions"][verdict.estimand]
         yield f"{verdict.estimand}: {verdict.word} (predicted: {predicted}). {verdict.sentence}"
     yield ""
-    primary = next(verdict for verdict in said if verdict.estimand == rule["primary"])
-    yield f"Verdict: the best threshold {_WORDS.get(primary.word, primary.word)} ({rule['primary']})."
+    primary, random = (next(v for v in said if v.estimand == name) for name in (rule["primary"], "E3"))
+    amount = ", and so it does for countries at random: it is the amount of facts, whatever the filter's order"
+    yield (
+        f"Verdict: the best threshold {_WORDS.get(primary.word, primary.word)} ({rule['primary']}; real facts beside made "
+        f"arithmetic, 16 visits, one learning rate){amount if primary.word == random.word == 'rises' else ''}."
+    )
+
+
+def _plain(tree: Any) -> Any:
+    """As JSON has it."""
+    return json.loads(json.dumps(tree, default=list))
 
 
 _WORDS = {"rises": "rises with size", "does not": "does not rise with size", UNDETERMINED: "is not determined"}
