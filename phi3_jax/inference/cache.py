@@ -114,16 +114,21 @@ def attend_one(
         if sparse is not None and narrow:
             out = _attend_blocks(query, keys[:, :, :extent], values[:, :, :extent], position, sparse, first, heads)
         else:
-            at = _position_in(jnp.arange(extent), position[:, None], keys.shape[2] - SPARE)
-            ok = (at >= 0)[:, None, None]
+            # A part of an array is copied before it is multiplied. So where all slots are read the spare one is as well,
+            # but not of one row, which is written in place only for its sake.
+            whole = len(q) > 1 and extent == keys.shape[2] - SPARE
+            read = extent + SPARE if whole else extent
+            places = jnp.arange(read)
+            at = _position_in(places, position[:, None], keys.shape[2] - SPARE)
+            ok = ((at >= 0) & (places < extent))[:, None, None]
             if cfg.window_keys is not None:
                 ok &= (position[:, None] - at < cfg.window_keys)[:, None, None]
             if sparse is not None:
                 allowed = blocksparse_allowed(
                     sparse, position[:, None], at, q.shape[2] * q.shape[3], first, heads[0] * heads[1]
                 )
-                ok &= allowed.reshape(q.shape[0], *q.shape[2:4], extent)
-            out = _softmax([(_scores(query, keys[:, :, :extent], ok), values[:, :, :extent], "bgsk")], q.dtype)
+                ok &= allowed.reshape(q.shape[0], *q.shape[2:4], read)
+            out = _softmax([(_scores(query, keys[:, :, :read], ok), values[:, :, :read], "bgsk")], q.dtype)
         return out[:, None], keys, values
 
     split = bool(layout.heads) and _explicit(q)

@@ -73,6 +73,16 @@ def bucket(n: int, most: int) -> int:
     return min(1 << (n - 1).bit_length(), most)
 
 
+def part_of(capacity: int, needed: int) -> int:
+    """The least quarter of quarters of so many positions that holds those that are needed, and `STRIDE` of them.
+
+    Reading half of an array takes longer than reading all of it, as the half is copied first.
+    """
+    while capacity % 4 == 0 and capacity // 4 >= max(needed, STRIDE):
+        capacity //= 4
+    return capacity
+
+
 class Engine:
     """Generates and scores with one model.
 
@@ -345,7 +355,7 @@ class Engine:
                 if as_read and self._reads_again(lengths[: len(prompts)] + i + 1):
                     logits, cache = self._again(tokens, lengths, said, long, capacity, pictures)
                     continue
-                extent = min(length_of(longest + i + 1, STRIDE), capacity)
+                extent = part_of(capacity, longest + i + 1)
                 logits, cache = self._step(self._params, token, cache, long, extent)
         assert pending is not None  # `more` is 1 at least
         self._read(alive, *pending)

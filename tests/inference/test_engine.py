@@ -14,7 +14,7 @@ from phi3_jax.configs import LongRope
 from phi3_jax.data.tokenizers import ByteTokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.family import published
-from phi3_jax.inference.engine import Engine, bucket
+from phi3_jax.inference.engine import Engine, bucket, part_of
 from phi3_jax.inference.sampling import Sampling, choose
 from phi3_jax.interop.loading import Model
 from phi3_jax.models import decoder
@@ -335,6 +335,11 @@ def test_the_context_is_filled_to_its_last_token(engine: Engine) -> None:
     assert engine.score([([1] * 200, [2] * 57)])[0].tokens == 57  # the last token is not read
     with pytest.raises(UserError, match="exceed the context of 256 by 1"):
         engine.score([([1] * 200, [2] * 58)])
+
+
+def test_a_step_reads_a_quarter_of_quarters_that_holds() -> None:
+    assert [part_of(2048, n) for n in (1, 128, 129, 512, 513, 2048)] == [128, 128, 512, 512, 2048, 2048]
+    assert [part_of(n, 5) for n in (128, 256, 384, 768, 1536)] == [128, 256, 384, 192, 384]
 
 
 def test_buckets_are_the_first_power_that_holds() -> None:
