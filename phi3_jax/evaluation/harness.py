@@ -234,12 +234,13 @@ class HarnessLM(TemplateLM):
             for part in self._parts(order, what, done, len(asked)):
                 names = {i: self.kept.name("score", *pairs[i]) for i in part}
                 old = {i: self.kept.get(names[i]) for i in part}
-                new = [i for i in part if old[i] is None]
+                # A part is asked for whole or not at all: a score's last digits depend on what is read beside it.
+                new = part if any(answer is None for answer in old.values()) else []
                 scores = self.engine.score([pairs[i] for i in new], **once) if new else []
                 found = {i: [float(score.logprob), bool(score.greedy)] for i, score in zip(new, scores, strict=True)}
-                self.kept.add({names[i]: answer for i, answer in found.items()})
+                self.kept.add({names[i]: answer for i, answer in found.items() if old[i] is None})
                 for i in part:
-                    value, greedy = found[i] if i in found else old[i]
+                    value, greedy = old[i] or found[i]
                     out[i] = (value, greedy)
             done += len(order)
         return out

@@ -446,9 +446,11 @@ class Engine:
         if any(start < shared or read[:shared] != places[0][0][:shared] for read, start, _ in places):
             raise UserError(f"contexts do not begin with the same {shared} tokens and one more; share fewer")
         groups: dict[str | bool, list[int]] = {}
-        for number, (read, _, _) in enumerate(places):
-            chosen = self._long(np.array([len(read)]))
-            groups.setdefault(chosen if isinstance(chosen, str) else bool(chosen[0]), []).append(number)
+        chosen = self._long(np.array([len(read) for read, _, _ in places]))
+        for number, one in enumerate(
+            [chosen] * len(places) if isinstance(chosen, str) else np.asarray(chosen).tolist()
+        ):
+            groups.setdefault(one, []).append(number)
         shares = shared > 0 and self._layout == ANYWHERE
         ids = places[0][0][:shared] if places else ()
         # Whoever shares nothing needs the memory, and a beginning is soon read again.
@@ -465,25 +467,27 @@ class Engine:
         self, places: Sequence[Place], before: scoring.Before | None, long: str | bool
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(number, log-probabilities of what was asked for, whether each is the likeliest) of every place."""
-        known, together = 0 if before is None else int(before.count), self._layout == ANYWHERE
-        asked: dict[trees.Read, list[int]] = {}
-        for number, (read, _, _) in enumerate(places):
-            asked.setdefault(read[known:], []).append(number)
-        counts = {read: sum(len(places[i][2]) for i in numbers) for read, numbers in asked.items()}
-        for packed in trees.pack(trees.grow(counts) if together else trees.alone(counts), self.batch, together):
+        known = 0 if before is None else int(before.count)
+        asked: dict[trees.Read, dict[tuple[int, ...], list[int]]] = {}  # read -> (start, what is said) -> which pairs
+        for number, (read, start, said) in enumerate(places):
+            asked.setdefault(read[known:], {}).setdefault((start - known, *said), []).append(number)
+        counts = {read: sum(len(key) - 1 for key in keys) for read, keys in asked.items()}
+        most, full = (trees.MOST, trees.FULL) if self._layout == ANYWHERE else (0, 0)  # a mesh knows rows of one read
+        for packed in trees.pack(trees.grow(counts, most), self.batch, full):
             where = [
-                (i, *packed.ask(read, places[i][1] - known, places[i][2]))
+                (numbers, *packed.ask(read, key[0], key[1:]))
                 for read in packed.places
-                for i in asked[read]
+                for key, numbers in asked[read].items()
             ]
             parted = packed.parted or before is not None
-            apart = (packed.documents, packed.branches) if parted else (None, None)
+            apart = packed.documents if parted else None, packed.branches if packed.branches.any() else None
             given: list[Any] = [packed.tokens, packed.positions, *apart, packed.at, packed.said, packed.counts.max()]
             rows = scoring.Rows._make(x if x is None else jnp.asarray(x) for x in given)
             lists = long if isinstance(long, str) else np.full(packed.tokens.shape, long)
             logprobs, hits = map(np.asarray, self._scores(self._params, rows, lists, before))
-            for number, row, columns in where:
-                yield number, logprobs[row, columns], hits[row, columns]
+            for numbers, row, columns in where:
+                for number in numbers:
+                    yield number, logprobs[row, columns], hits[row, columns]
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from phi3_jax.inference import decode
 from phi3_jax.models.attention import attend
 from phi3_jax.models.decoder import PIECE, hidden_states, logits_of, mask_of
 from phi3_jax.models.layout import ANYWHERE, Layout
-from phi3_jax.models.masks import blocksparse_allowed, seen
+from phi3_jax.models.masks import Mask, blocksparse_allowed, seen
 
 LOGITS = 512  # places whose logits are made at once
 
@@ -103,7 +103,8 @@ def scores(
         )  # fmt: skip
     else:
         hidden = _hidden_after(params, rows, before, cfg, dtype, long)
-    piece = math.gcd(hidden.shape[1], max(32, LOGITS // hidden.shape[0]))
+    # A power of two that divides the length.
+    piece = math.gcd(hidden.shape[1], 1 << max(32, LOGITS // hidden.shape[0]).bit_length() - 1)
 
     def part(first: jax.Array) -> tuple[jax.Array, jax.Array]:
         at, said = (jax.lax.dynamic_slice_in_dim(x, first, piece, 1)[..., None] for x in (rows.at, rows.said))
@@ -111,8 +112,7 @@ def scores(
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         chosen, top = jnp.take_along_axis(logits, said, axis=-1), jnp.max(logits, axis=-1, keepdims=True)
         total = jnp.sum(jnp.exp(logits - top), axis=-1)
-        earlier = jnp.arange(cfg.vocab) < said
-        beaten = jnp.any(jnp.where(earlier, logits >= chosen, logits > chosen), axis=-1)
+        beaten = jnp.any((logits > chosen) | ((logits == chosen) & (jnp.arange(cfg.vocab) < said)), axis=-1)
         return chosen[..., 0] - top[..., 0] - jnp.log(total), ~beaten
 
     def body(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -138,8 +138,8 @@ def _hidden_after(
     at = jnp.concatenate([jnp.broadcast_to(earlier, (len(own), slots)), own], axis=1)
     known = jnp.broadcast_to(earlier < before.count, (*own.shape, slots))
     whole = slice(0, time)
-    mask = dataclasses.replace(mask_of(cfg, 0, rows.documents, own, rows.branches), blocksparse=None)
-    seen_of_own = jnp.broadcast_to(jnp.squeeze(seen(mask, whole, whole, (1, 1))), (*own.shape, time))
+    mask = Mask(segments=rows.documents, branches=rows.branches)  # the window comes below, for what is before as well
+    seen_of_own = jnp.broadcast_to(seen(mask, whole, whole, (1, 1)).reshape(-1, time, time), (*own.shape, time))
     causal = jnp.concatenate([known, seen_of_own], axis=-1)
     if cfg.window_keys is not None:
         causal &= own[..., None] - at[:, None] < cfg.window_keys

@@ -14,25 +14,24 @@ import numpy as np
 
 Read = tuple[int, ...]
 LEAST = 8  # tokens that are shared, at least
-BRANCHES = 1024  # of a tree, at most; the CPU's kernel holds 4,095
-FULL = 512  # tokens of a row that is packed, where there are so many
+FULL = 512  # tokens of a row that holds several trees, where there are so many
+MOST = 1536  # of a tree of several reads: within mini's window, and what attention writes out is small
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Reads that begin with the same `trunk` tokens; `asked` numbers are read off them in all."""
+    """Reads that begin with the same `trunk` tokens.
+
+    Attributes:
+      size: tokens of it in a row, or the numbers that are read off it where those are more.
+    """
 
     trunk: int
     reads: tuple[Read, ...]
-    asked: int
-
-    @property
-    def size(self) -> int:
-        """Tokens of it in a row, or the numbers that are read off it where those are more."""
-        return max(self.trunk + sum(len(read) - self.trunk for read in self.reads), self.asked)
+    size: int
 
 
-def grow(reads: Mapping[Read, int], most: int = FULL) -> list[Tree]:
+def grow(reads: Mapping[Read, int], most: int = MOST) -> list[Tree]:
     """Trees of reads, each of which is in one; read -> how many numbers are read off it.
 
     A read joins its neighbours in the alphabet where that saves tokens, where the next one is not much more like it, and
@@ -44,7 +43,7 @@ def grow(reads: Mapping[Read, int], most: int = FULL) -> list[Tree]:
     while first < len(rows):
         trunk, asked, total = len(rows[first]), reads[rows[first]], len(rows[first])
         stop = first + 1
-        while stop < len(rows) and stop - first < BRANCHES:
+        while stop < len(rows):
             count, common = stop - first, min(trunk, alike[stop - 1])
             total, asked = total + len(rows[stop]), asked + reads[rows[stop]]
             joins = common >= LEAST and count * common > (count - 1) * trunk and 2 * alike[stop - 1] >= alike[stop]
@@ -52,14 +51,9 @@ def grow(reads: Mapping[Read, int], most: int = FULL) -> list[Tree]:
                 total, asked = total - len(rows[stop]), asked - reads[rows[stop]]
                 break
             trunk, stop = common, stop + 1
-        found.append(Tree(trunk, tuple(rows[first:stop]), asked))
+        found.append(Tree(trunk, tuple(rows[first:stop]), max(total - (stop - first - 1) * trunk, asked)))
         first = stop
     return found
-
-
-def alone(reads: Mapping[Read, int]) -> list[Tree]:
-    """Every read a tree of its own."""
-    return [Tree(len(read), (read,), asked) for read, asked in reads.items()]
 
 
 def _alike(a: Read, b: Read) -> int:
@@ -135,30 +129,33 @@ class Packed:
         return row, columns
 
 
-def pack(trees: Sequence[Tree], batch: int, together: bool = True) -> Iterator[Packed]:
+def pack(trees: Sequence[Tree], batch: int, full: int = FULL) -> Iterator[Packed]:
     """All trees, the largest first, in at most `batch` rows of a length of `length_of` at a time.
 
-    Args:
-      together: whether several lie in a row. Else each has its own.
+    A row of more than `full` tokens holds one tree: long rows are what the fast kernels of attention are for, and those
+    know no documents.
     """
     left = sorted(trees, key=lambda tree: (-tree.size, tree.reads))
     while left:
-        total = sum(tree.size for tree in left) if together else 0
-        time = length_of(max(left[0].size, min(FULL, total)))
+        long = left[0].size > full
+        time = length_of(left[0].size if long else min(full, sum(tree.size for tree in left[:full])))
         rows: list[list[Tree]] = []
         room: list[int] = []
-        later = []
-        for tree in left:
-            row = next((i for i, free in enumerate(room) if together and tree.size <= free), None)
+        later: list[Tree] = []
+        for at, tree in enumerate(left):
+            if (len(rows) == batch and max(room) < left[-1].size) or (long and tree.size <= full):
+                later += left[at:]
+                break
+            row = next((i for i, free in enumerate(room) if tree.size <= free), None)
             if row is None and len(rows) < batch:
                 row = len(rows)
                 rows.append([])
-                room.append(time)
+                room.append(0 if long else time)
             if row is None:
                 later.append(tree)
                 continue
             rows[row].append(tree)
-            room[row] -= tree.size
+            room[row] -= 0 if long else tree.size
         count = min(1 << (len(rows) - 1).bit_length(), batch)
         packed = Packed(np.zeros((count, time), np.int32))
         for row, some in enumerate(rows):

@@ -11,7 +11,7 @@ import pytest
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.inference import trees
-from phi3_jax.inference.trees import Read, Tree
+from phi3_jax.inference.trees import Read
 from phi3_jax.models.attention import Mask, Problem, attend, choose, reference
 from phi3_jax.models.kernels import flash
 from tests.inference.test_scoring import SHAPES, engine_of, tiny
@@ -38,7 +38,8 @@ def test_a_tree_is_a_question() -> None:
     assert sorted(read for tree in found for read in tree.reads) == sorted(reads)
     for tree in found:
         assert len({read[: tree.trunk] for read in tree.reads}) == 1
-        assert tree.asked == sum(reads[read] for read in tree.reads)
+        tokens = tree.trunk + sum(len(read) - tree.trunk for read in tree.reads)
+        assert tree.size == max(tokens, sum(reads[read] for read in tree.reads))
     begun = {tuple(range(40)) + read: n for read, n in reads.items()}  # one instruction before all questions
     assert sorted(len(tree.reads) for tree in trees.grow(begun)) == [1, 1, 2, 3, 4, 6]
     halves = {(1,) * 30 + (2,) * n + (3,): 1 for n in range(5, 9)}  # a sentence whose options differ in the middle
@@ -48,12 +49,12 @@ def test_a_tree_is_a_question() -> None:
     assert [tree.size for tree in trees.grow({(1, 2): 300}, 100)] == [300], "many letters after one read"
 
 
-@pytest.mark.parametrize(("batch", "together"), [(2, True), (4, True), (3, False)])
-def test_packing_keeps_every_read_at_its_positions(batch: int, together: bool) -> None:
+@pytest.mark.parametrize(("batch", "most", "full"), [(2, 90, 512), (4, 90, 64), (3, 0, 0)])
+def test_packing_keeps_every_read_at_its_positions(batch: int, most: int, full: int) -> None:
     reads = questions(1)
-    made = trees.grow(reads, 90) if together else trees.alone(reads)
+    made = trees.grow(reads, most)
     seen: list[Read] = []
-    for packed in trees.pack(made, batch, together):
+    for packed in trees.pack(made, batch, full):
         rows, time = packed.tokens.shape
         assert rows <= batch and trees.length_of(time) == time
         taken = np.zeros((rows, time), int)
@@ -67,7 +68,10 @@ def test_packing_keeps_every_read_at_its_positions(batch: int, together: bool) -
             asked = packed.ask(read, len(read) - 1, [7] * reads[read])
             assert packed.counts[row] == asked[1].stop <= time
         assert taken.max() <= 1, "nothing lies on anything"
-        assert packed.parted is (together and bool(packed.branches.any() or packed.documents.max() > 1))
+        assert packed.documents.max() == 1 or time <= full, "a longer row holds one tree"
+        assert packed.parted is bool(packed.branches.any() or packed.documents.max() > 1) and (
+            most or not packed.parted
+        )
         seen += packed.places
     assert sorted(seen) == sorted(reads)
 
@@ -141,4 +145,47 @@ def test_one_tree_of_many_letters() -> None:
     engine = engine_of(tiny("mini", sliding_window=None))
     total = np.exp([s.logprob for s in engine.score(letters)]).sum()
     assert total == pytest.approx(1, abs=1e-5)
-    assert Tree(20, ((4,) * 20,), 97).size == 97
+
+
+def test_long_reads_keep_rows_of_their_own_and_what_is_asked_twice_is_read_once() -> None:
+    engine, shapes = engine_of(tiny("mini", sliding_window=None, context=2048), 2), []
+    scores = engine._scores
+    engine.__dict__["_scores"] = lambda p, rows, *more: (
+        shapes.append((*rows.tokens.shape, rows.documents is None, rows.branches is None)) or scores(p, rows, *more)
+    )
+    rng = np.random.default_rng(0)
+    long, short = rng.integers(0, 97, 600).tolist(), [rng.integers(0, 97, 30).tolist() for _ in range(6)]
+    engine.score([(long, [1, 2]), *((one, [1, 2]) for one in short)])
+    assert shapes == [(1, 768, True, True), (1, 256, False, True)], "the fast kernels know no documents"
+    shapes.clear()
+    many = engine.score([(short[0], [3] * 30)] * 200 + [(short[1], [4])])
+    assert shapes == [(1, 128, False, True)] and len({score.logprob for score in many[:200]}) == 1
+    shapes.clear()
+    engine.score([(long, [n, 5]) for n in range(9)])
+    assert shapes == [(1, 768, False, False)], "a long context, too, is read once"
+
+
+def test_any_number_of_rows_makes_logits_in_large_pieces() -> None:
+    for batch in (1, 3, 5, 6, 7, 8, 64):
+        pairs = [(list(read), [1, 2, 3]) for seed in range(4) for read in questions(seed)]
+        found = engine_of(tiny("mini", sliding_window=None), batch).score(pairs)
+        assert len(found) == len(pairs) and all(score.tokens == 3 for score in found)
+    from phi3_jax.inference import scoring
+
+    assert [1 << max(32, scoring.LOGITS // rows).bit_length() - 1 for rows in (1, 3, 6, 8, 64)] == [
+        512,
+        128,
+        64,
+        64,
+        32,
+    ]
+
+
+def test_packing_is_not_quadratic() -> None:
+    rng = np.random.default_rng(0)
+    reads = {tuple(rng.integers(0, 32000, 104).tolist()): 4 for _ in range(4000)}
+    passes = 0
+    for packed in trees.pack(trees.grow(reads), 8):
+        passes += 1
+        assert len(packed.places) <= 8 * 4
+    assert passes == 125

@@ -16,6 +16,8 @@ from tiny import WAYS, make_run
 from phi3_jax.configs import LongRope
 from phi3_jax.family import MEMBERS
 from phi3_jax.inference import decode
+from phi3_jax.inference.engine import Engine
+from phi3_jax.interop.loading import Model
 from phi3_jax.models.spec import init_params, param_specs
 from phi3_jax.sharding import rules
 from phi3_jax.sharding.mesh import mesh_of
@@ -69,3 +71,21 @@ def test_logits_are_those_of_one_device(member: str, border: int, strategy: str)
     assert kept.any() and np.ptp(exact[kept]) > 0.1
     np.testing.assert_allclose(found[kept], exact[kept], atol=1e-4 * np.abs(exact[kept]).max(), rtol=0)
     assert np.abs(jnp.diff(exact, axis=0)).max() > 1e-2, "control: the steps differ"
+
+
+@pytest.mark.parametrize("strategy", ["fsdp"])
+def test_scores_are_those_of_one_device(strategy: str) -> None:
+    """`Engine.score` with its parameters spread over a mesh."""
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 320, 20).tolist(), rng.integers(0, 320, 3).tolist()) for _ in range(11)]
+    pairs += [(pairs[0][0], rng.integers(0, 320, 5).tolist()) for _ in range(5)]
+    run = make_run("mini", strategy, **WAYS[strategy])
+    params = init_params(run.model, 0)
+    model = Model(params, run.model, None, jnp.float32, stop_ids=())
+    one = Engine(model, batch=8).score(pairs)
+    mesh = mesh_of(run, jax.devices()[:8])
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, rules.param_shardings(param_specs(run.model), strategy, mesh))
+        layout = rules.layout_of(strategy).decoding()
+        found = Engine(dataclasses.replace(model, params=spread), batch=8, layout=layout).score(pairs)
+    np.testing.assert_allclose([s.logprob for s in found], [s.logprob for s in one], rtol=0, atol=1e-5)

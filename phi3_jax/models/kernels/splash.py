@@ -39,12 +39,12 @@ def obstacle(problem: Any) -> str | None:
         )
     if problem.head_dim % 8:
         return f"head_dim={problem.head_dim} is no multiple of 8"
+    if problem.mask.branches is not None:
+        return "it knows no branches of a document"
     if problem.mask.positions is not None:
         return (
             "its block pattern counts from the row's start, not from each packed document's (per_document=False does)"
         )
-    if problem.mask.branches is not None:
-        return "it knows no branches of a document"
     return None
 
 
