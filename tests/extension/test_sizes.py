@@ -95,11 +95,11 @@ def test_the_order_at_the_end_and_what_lies_between_is_said() -> None:
 
 def test_no_word_before_all_ran_or_of_bases_without_needles_or_of_a_trial(tmp_path: Path) -> None:
     filled(tmp_path, 0.2, -0.1, 0.2)
-    gone = tmp_path / sizes.FOLDER / "mini-s11-ntk" / "factors.json"
+    gone = tmp_path / sizes.FOLDER / "mini-s21-ntk" / "factors.json"
     kept = gone.read_text()
     gone.unlink()
     lines = sizes.lines_of(tmp_path)
-    assert lines[:2] == ["44 of 45 planned extensions ran", "not run: mini-s11-ntk"] and "silent" in lines[-1]
+    assert lines[:2] == ["44 of 45 planned extensions ran", "not run: mini-s21-ntk"] and "silent" in lines[-1]
     gone.write_text(kept)
     described = json.loads((tmp_path / "study.json").read_text())
     described["design"]["config"]["extension"]["evaluations"] = 10

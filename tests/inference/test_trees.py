@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_scoring import SHAPES, engine_of, tiny
 
 from phi3_jax.configs import BlockSparse
 from phi3_jax.inference import trees
 from phi3_jax.inference.trees import Read
 from phi3_jax.models.attention import Mask, Problem, attend, choose, reference
 from phi3_jax.models.kernels import flash
-from tests.inference.test_scoring import SHAPES, engine_of, tiny
 
 HAS_FLASH = flash._obstacle_of_machine() is None
 
