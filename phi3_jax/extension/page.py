@@ -264,7 +264,8 @@ def by_size(folder: Path, gaps: Mapping[Any, float], sizes: Mapping[str, int], o
         save(figure, svg, png)
     caption = (
         "Loss of text in the last half of the longer window, on rows that nobody trained on, less the loss of the same "
-        "base at its original length, by size and list: means over seeds, small dots are the seeds. Right: RULER of the "
-        "released 128k models, mini by its model card, medium by RULER's own table; another measure of other models."
+        "tokens in windows of the original length, by size and list: means over seeds, small dots are the seeds. A list "
+        "that is bad in every window adds nothing. Right: RULER of the released 128k models, mini by its model card, "
+        "medium by RULER's own table; another measure of other models."
     )
     return [Drawn("longcontext-sizes", "A longer window by size", caption, svg, png)]
