@@ -17,8 +17,8 @@ by the one command, which goes on where it was stopped; an extension is as `laun
 A base has windows of 128 bytes, each inside one document, half of them with needles, `#ab=48213;` stated and later repeated
 (`phi3_jax.data.needles`). Text and the values of repetitions are two domains of the loss, and their means weigh the same.
 Most pico proxies find the needles within 1,000 steps; a nano proxy of twice the width had not after 1,000. A first pass of
-the study, seeds 10 to 12 with 2,500 steps, was given up after 25 of its 45 extensions: mini of seed 11 had not found them in
-2,500 (.23 of the digits), so that the rule could not speak. What ran is kept in analysis/results/longcontext; steps and
+the study, seeds 10 to 12 with 2,500 steps, was given up after 25 of its 45 extensions: mini of seed 11 had not found them
+then (.23 of the digits), so that the rule could not speak. What ran is kept in analysis/results/longcontext; steps and
 seeds are others now.
 
 Words:
