@@ -285,17 +285,20 @@ def lines_of(study: Path) -> list[str]:
     blind = _blind(found)
     said += [f"bases that do not find needles at their own length: {', '.join(blind)}"] if blind else []
     rule, words = _rule(design), {}
+    if found:
+        said.append(
+            f"{TRIO[-1]} compared with {TRIO[0]}, nats per token, 95 % intervals where there are seeds enough: what the "
+            "longer window adds (gap), the loss at its end, what it adds to needles' answers"
+        )
     for trained in (False, True):
         for form in LISTS:
             if any(key[2:] == (form, trained) for key in found):
                 gap, end = (by_size(found, form, trained, of) for of in (lambda m: m.gap, lambda m: m.end))
                 needles = by_size(found, form, trained, lambda m: m.needles)
-                said.append(
-                    f"{_name(form, trained)}: {_shown(gap)}; at the end {_shown(end)}; needles {_shown(needles)}"
-                )
+                said.append(f"{_name(form, trained)}: gap {_shown(gap)}; end {_shown(end)}; needles {_shown(needles)}")
                 words[form, trained] = word_of(gap, end, rule["margin"] if rule else 0)
     if not rule:
-        return [*said, "a trial: the rule is of the study as its experiment has it"]
+        return [*said, "a trial: of other settings than the study's its rule says nothing"]
     if left or blind:
         return [*said, "the rule is silent until every planned extension ran, of bases that find needles"]
     for name in ("primary", "second"):
@@ -316,8 +319,7 @@ def _name(form: str, trained: bool) -> str:
 
 
 def _shown(e: Estimate) -> str:
-    interval = f" [{e.low:+.3f}, {e.high:+.3f}]" if e.known else ", no interval"
-    return f"{e.value:+.3f}{interval}"
+    return f"{e.value:+.3f}" + (f" [{e.low:+.3f}, {e.high:+.3f}]" if e.known else "")
 
 
 def _blind(found: Mapping[Key, Measured]) -> list[str]:

@@ -72,7 +72,7 @@ def test_the_rule_says_what_the_numbers_say(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         filled(tmp_path / name, more, lead, after)
         lines = sizes.lines_of(tmp_path / name)
-        assert lines[0] == "45 of 45 planned extensions ran" and len(lines) == 1 + len(EVERY) + 4
+        assert lines[0] == "45 of 45 planned extensions ran" and len(lines) == 2 + len(EVERY) + 4
         assert lines[-4].startswith(f"primary, searched, trained: {said[1]} (predicted: ")
         assert lines[-3].startswith(f"second, yarn, untrained: {said[0]} (predicted: ")
         assert lines[-2].startswith("verdict: ") and said[2] in lines[-2]
