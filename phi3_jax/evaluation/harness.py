@@ -22,7 +22,7 @@ from phi3_jax.data.images import Picture
 from phi3_jax.errors import UserError
 from phi3_jax.evaluation import beginnings
 from phi3_jax.evaluation.kept import Kept
-from phi3_jax.inference.trees import FULL
+from phi3_jax.inference.trees import MOST
 from phi3_jax.interop.templates import Template
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class HarnessLM(TemplateLM):
 
     def _score(self, pairs: Sequence[tuple[Ids, Ids]], what: str) -> list[tuple[float, bool]]:
         if pairs:
-            self._sized(max(FULL, *(len(a) + len(b) for a, b in pairs)), max(len(b) for _, b in pairs))
+            self._sized(max(MOST, *(len(a) + len(b) for a, b in pairs)), max(len(b) for _, b in pairs))
         out: list[Any] = [(0.0, True)] * len(pairs)  # an empty continuation is certain
         asked = [i for i, (_, continuation) in enumerate(pairs) if continuation]
         done = 0

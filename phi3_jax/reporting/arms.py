@@ -122,7 +122,7 @@ def by_threshold(rows: Sequence[Row], config: Mapping[str, Any], footer: str) ->
     rule, runs = config["curated"], curated.block(rows, config).runs
     ends = curated.composite(rule)
     panels: dict[str, Callable[[regime.Run], float]] = {
-        "Composite": lambda run: run.utility(ends),
+        "Composite": lambda run: curated.clipped(run).utility(ends),
         "Recall (share of all bits)": lambda run: run.score(regime.RECALL),
         "Arithmetic (loss)": lambda run: run.score(regime.LOSS),
     }

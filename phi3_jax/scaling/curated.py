@@ -239,7 +239,7 @@ def table(found: Block, rule: Mapping[str, Any]) -> Iterator[str]:
             continue
         ends = composite(rule)
         values = [
-            [run.utility(ends), run.score(RECALL), 100 * run.kept, run.score(LOSS), 100 * run.scores[EXACT]]
+            [clipped(run).utility(ends), run.score(RECALL), 100 * run.kept, run.score(LOSS), 100 * run.scores[EXACT]]
             for run in here
         ]
         cells = "  ".join(f"{mean:10.1f}" for mean in np.mean(values, axis=0))

@@ -56,7 +56,7 @@ def test_each_kind_of_request_takes_its_own_batch() -> None:
     pairs = [([1] * n, [2, 3]) for n in range(1, 50)]
     lm = harness.HarnessLM(Fake(), fit=fit)
     assert len(lm._score(pairs, "options")) == 49
-    assert asked == [(512, 2)] and used == [(2, 32), (2, 17)]
+    assert asked == [(1536, 2)] and used == [(2, 32), (2, 17)]
     fixed = harness.HarnessLM(Fake(), 4)
     fixed._score(pairs, "options")
     assert used[2:] == [(1, 49)], "control: without it the engine keeps the batch that it was told"
