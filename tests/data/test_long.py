@@ -44,10 +44,11 @@ def test_short_rows_hold_whole_pieces_and_long_rows_one_document(corpus: Path, t
         assert ((row["domains"] == 1) == (row["segments"] > 0)).all()
         for segment in range(1, row["segments"].max() + 1):
             mine = row["segments"] == segment
-            assert row["tokens"][mine][0] == row["targets"][mine][-1] == BYTES.eos_id
-            pieces.append(BYTES.decode(row["targets"][mine][:-1]))
-    whole = [d[i : i + 31] for d in kept for i in range(0, len(d), 31)]
-    assert sorted(pieces) == sorted(whole)  # every byte once, none cut by a row's end
+            assert (row["tokens"][mine][1:] == row["targets"][mine][:-1]).all()
+            pieces.append((row["tokens"][mine][0], *row["targets"][mine]))
+    ends = [np.r_[BYTES.eos_id, BYTES.encode(d), BYTES.eos_id] for d in kept]
+    whole = [tuple(d[i : i + 33]) for d in ends for i in range(0, len(d) - 1, 32)]
+    assert sorted(pieces) == sorted(whole)  # each id to say once, none cut by a row's end, no end but a document's own
     assert (long["segments"] == 1).all() and (long["domains"] == 2).all()
     starts = [BYTES.decode([row["tokens"][0], *row["targets"]]) for row in long]
     assert all(any(d.find(s) % 257 == 0 for d in kept if s in d) for s in starts)
@@ -57,6 +58,14 @@ def test_short_rows_hold_whole_pieces_and_long_rows_one_document(corpus: Path, t
     batch = loader.train_batches(ds, 8, 0, steps=4, rows=slice(None))[0]
     ends = np.where(batch["segments"] > 0, batch["positions"], 0).max(1) + 1 > rope.original_context
     assert (ends == (batch["domains"] == 2).any(1)).all() and ends.sum() == 6
+
+
+def test_a_row_of_many_tiny_documents_ends_where_its_segments_do(tmp_path: Path) -> None:
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps({"text": chr(65 + i % 26)}) + "\n" for i in range(3000)))
+    made = export.export(tmp_path / "out", f"long:{tmp_path / 'tiny.jsonl'}", window=1024, mix=1.0)
+    (entry,) = made["sources"]
+    found = rows(loader.open_dataset(tmp_path / "out"), entry)["segments"]
+    assert found.max() == 255 and (np.diff(found[:, :510]) >= 0).all() and (found[0] > 0).sum() == 510
 
 
 def test_all_rows_of_one_kind_and_what_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -76,7 +85,11 @@ def test_needles_are_a_domain_of_their_own(corpus: Path, tmp_path: Path) -> None
     ds = loader.open_dataset(tmp_path / "out")
     assert made["loss"] == "domain_mean"
     for entry, number in zip(made["sources"], (1, 2), strict=True):
-        assert set(np.unique(rows(ds, entry)["domains"])) == {0, number, 3}
+        found = rows(ds, entry)
+        assert set(np.unique(found["domains"])) == {0, number, 3}
+        if entry["name"] == "short":  # needles stand between the ids that begin and end a document
+            first = np.diff(found["segments"], prepend=0, axis=1) != 0
+            assert (found["tokens"] == BYTES.eos_id)[~first].sum() == 0 and (found["targets"] == BYTES.eos_id).any()
     for entry in made["evals"]:
         assert 3 not in np.unique(rows(ds, entry)["domains"])
 

@@ -1,8 +1,9 @@
 """Mixed windows, as LongRoPE2 extends with: rows of short documents, and rows that a long document fills from its start.
 
-A short document is cut into pieces of at most the original length, of which many lie in a row; attention stays inside each,
-and positions restart, so that with LongRoPE's lists each takes the short one. A row of the other kind begins where a long
-document begins, or goes on with it at a whole number of windows, and holds nothing else, so that it takes the long list.
+A short document, between the ids that begin and end it, is cut into pieces of at most the original length, of which many lie
+in a row; attention stays inside each, and positions restart, so that with LongRoPE's lists each takes the short one. No cut
+counts as a beginning or an end. A row of the other kind begins where a long document begins, or goes on with it at a whole
+number of windows, and holds nothing else, so that it takes the long list.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from phi3_jax.data.recipe import VERSION, Part, Recipe
 from phi3_jax.data.sources.documents import OPTIONS as TEXT
 from phi3_jax.data.sources.documents import SEED
 from phi3_jax.data.sources.source import Request, Source
-from phi3_jax.data.windows import Windows, concatenate, pack_documents
+from phi3_jax.data.windows import Windows, concatenate, most_segments
 from phi3_jax.errors import UserError
 
 OPTIONS = (
@@ -48,6 +49,7 @@ def recipe(request: Request) -> Recipe:
     rows.read(found.documents, with_long=o["mix"] < 1)
     made = dict(version=VERSION, data=f"long:{found.name}", window=window, held_out=o["held_out"])
     made |= dict(tokenizer=tokenizer.fingerprint, original=original, mix=o["mix"], needles=o["needles"], seed=o["seed"])
+    made |= dict(ends="of documents")
     kinds = [(name, weight) for name, weight in (("short", o["mix"]), ("long", 1 - o["mix"])) if weight > 0]
     return Recipe(
         kind="text", vocab=tokenizer.vocab_size, window=window, domains=["short", "long", "needles"],
@@ -83,8 +85,8 @@ class _Rows:
             ids = np.asarray(self.form.tokenizer.encode(document), np.int32)
             longest = max(longest, ids.size)
             self.kept["long", held] += list(ids[: ids.size // size * size].reshape(-1, size))
-            step = self.original - 1  # a piece of n ids has n + 1 positions
-            self.kept["short", held] += [ids[i : i + step] for i in range(0, ids.size, step)]
+            whole, step = np.r_[self.form.tokenizer.eos_id, ids, self.form.tokenizer.eos_id].astype(np.int32), self.original
+            self.kept["short", held] += [whole[i : i + step + 1] for i in range(0, ids.size + 1, step)]
         if with_long and not self.kept["long", False]:
             raise UserError(
                 f"the longest document has {longest:,} tokens, too few for rows of {self.window:,} inside one; set "
@@ -119,32 +121,39 @@ class _Rows:
 
     def _short(self, pieces: list[np.ndarray], order: np.ndarray, rng: np.random.Generator) -> Iterator[Windows]:
         """Pieces in packed rows; none is cut, for what does not fit begins the next row."""
-        eos, room = self.form.tokenizer.eos_id, self.window
         rows: list[Windows] = []
         row: list[tuple[np.ndarray, np.ndarray]] = []
+        room = self.window
         for i in order:
-            piece = self._planted(pieces[i], rng)
-            if piece[0].size + 1 > room:
-                rows.append(self._row(row, eos))
+            ids, kinds = self._between(pieces[i], rng)
+            if ids.size - 1 > room or len(row) == most_segments(self.window):
+                rows.append(self._row(row))
                 row, room = [], self.window
                 if len(rows) == CHUNK:
                     yield concatenate(rows)
                     rows = []
-            row.append(piece)
-            room -= piece[0].size + 1
+            row.append((ids, kinds))
+            room -= ids.size - 1
         if row:
-            yield concatenate([*rows, self._row(row, eos)])
+            yield concatenate([*rows, self._row(row)])
 
-    def _row(self, row: list[tuple[np.ndarray, np.ndarray]], eos: int) -> Windows:
-        (made,) = pack_documents([ids for ids, _ in row], self.window, eos, chunk=1)
-        kinds = np.zeros((1, self.window), np.int32)
-        at = 0
-        for _, kind in row:  # the end of a piece counts where the piece is text
-            one = np.r_[kind, needles.TEXT]
-            kinds[0, at : at + one.size] = one
-            at += one.size
-        domains = np.select([kinds == needles.TEXT, kinds == needles.VALUE], [1, 3], 0)
-        return Windows(made.tokens, made.targets, made.segments, np.where(made.segments > 0, domains, 0))
+    def _between(self, piece: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A piece with needles, if any, between the ids that begin and end its document, where it has these."""
+        eos = self.form.tokenizer.eos_id
+        first, last = int(piece[0] == eos), piece.size - int(piece[-1] == eos)
+        ids, kinds = self._planted(piece[first:last], rng)
+        ends = np.full(piece.size - last, needles.TEXT)
+        return np.r_[piece[:first], ids, piece[last:]], np.r_[np.zeros(first, kinds.dtype), kinds, ends]
+
+    def _row(self, row: list[tuple[np.ndarray, np.ndarray]]) -> Windows:
+        """A piece of n ids takes n - 1 positions, each to say the next id; where that is text, it counts."""
+        made, at = np.zeros((4, 1, self.window), np.int32), 0
+        for segment, (ids, kinds) in enumerate(row, 1):
+            domains = np.select([kinds == needles.TEXT, kinds == needles.VALUE], [1, 3], 0)
+            end = at + ids.size - 1
+            made[:, 0, at:end] = ids[:-1], ids[1:], np.full(ids.size - 1, segment), domains[1:]
+            at = end
+        return Windows(*made)
 
 
 SOURCE = Source(
