@@ -79,12 +79,19 @@ class Copies:
         *,
         stop: Sequence[str] = (),
         images: Sequence[Sequence[Any]] | None = None,
+        shared: int = 0,
     ) -> list[Completion]:
         """See `Engine.generate`; what is drawn for a prompt is what one device draws."""
         return self._split(
             len(prompts),
             lambda engine, a, b: engine.generate(
-                prompts[a:b], max_new_tokens, sampling, stop=stop, images=images and images[a:b], draws=range(a, b)
+                prompts[a:b],
+                max_new_tokens,
+                sampling,
+                stop,
+                images=images and images[a:b],
+                draws=range(a, b),
+                shared=shared,
             ),
         )
 

@@ -291,9 +291,27 @@ class HarnessLM(TemplateLM):
             settings = generation_settings(requests[members[0]].args[1])
             room, prompts, pictures = self._prompts([requests[i] for i in members], settings["max_new_tokens"])
             self._sized(max(map(len, prompts)) + room, 1)
-            order = sorted(range(len(members)), key=lambda k: (-len(prompts[k]), prompts[k]))
-            for number, part in enumerate(self._parts(order, "replies")):
+            for k, text in enumerate(self._replies(prompts, pictures, room, settings)):
+                out[members[k]] = text
+        for request, text in zip(requests, out, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return out
+
+    def _replies(
+        self, prompts: Sequence[Ids], pictures: Sequence[Sequence[Picture]], room: int, settings: Mapping[str, Any]
+    ) -> list[str]:
+        """Replies of `room` tokens at most, those that are kept and the others."""
+        texts: list[str] = [""] * len(prompts)
+        groups = [(0, list(range(len(prompts))))]
+        if not any(pictures):
+            groups = beginnings.shared([(ids, (0,)) for ids in prompts], self.config)
+        done, number = 0, 0  # parts so far
+        for tokens, members in groups:
+            order = sorted(members, key=lambda k: (-len(prompts[k]), prompts[k]))
+            once: dict[str, Any] = {"shared": tokens} if tokens else {}
+            for part in self._parts(order, "replies", done, len(prompts)):
                 sampling = self._sampling(settings, number)
+                number += 1
                 # A sampled reply depends on its row, so a part is taken whole or answered whole.
                 drawn = sampling.temperature > 0
                 names = [
@@ -307,21 +325,20 @@ class HarnessLM(TemplateLM):
                     )
                     for row, k in enumerate(part)
                 ]
-                texts = [self.kept.get(name) for name in names]
-                new = [row for row, text in enumerate(texts) if text is None]
+                old = [self.kept.get(name) for name in names]
+                new = [row for row, text in enumerate(old) if text is None]
                 new = list(range(len(part))) if new and drawn else new
                 asked = [prompts[part[row]] for row in new]
                 seen = [pictures[part[row]] for row in new]
-                more = {"images": seen} if any(seen) else {}
-                replies = self.engine.generate(asked, room, sampling, stop=settings["until"], **more) if asked else []
-                for row, completion in zip(new, replies, strict=True):
-                    texts[row] = cut_at(completion.text, settings["until"])
-                self.kept.add({names[row]: texts[row] for row in new})
-                for k, text in zip(part, texts, strict=True):
-                    out[members[k]] = text
-        for request, text in zip(requests, out, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return out
+                more = once | ({"images": seen} if any(seen) else {})
+                found = self.engine.generate(asked, room, sampling, stop=settings["until"], **more) if asked else []
+                for row, completion in zip(new, found, strict=True):
+                    old[row] = cut_at(completion.text, settings["until"])
+                self.kept.add({names[row]: old[row] for row in new})
+                for k, text in zip(part, old, strict=True):
+                    texts[k] = text
+            done += len(order)
+        return texts
 
     def _prompts(self, requests: Sequence[Instance], new: int) -> tuple[int, list[Ids], list[list[Picture]]]:
         """(tokens of a reply, prompts cut from the left to leave room for it, and the pictures in them).

@@ -15,6 +15,7 @@ from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import BlockSparse, ModelConfig
+from phi3_jax.inference.before import Before, visible
 from phi3_jax.models.layout import Layout, join, per_device
 from phi3_jax.models.masks import blocksparse_allowed
 
@@ -87,6 +88,7 @@ def attend_one(
     layer: int,
     extent: int,
     layout: Layout,
+    before: Before | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Writes one token's key and value, and attends from it.
 
@@ -95,19 +97,24 @@ def attend_one(
       keys, values: of `layer`: (batch, kv_heads, slots + SPARE, head_dim).
       position: (batch,) of the token.
       extent: slots that are read: no row may have written beyond them unless all are read.
+      before: what the rows begin with, on one device; the slots are of the positions after it.
 
     Returns:
       (attention (batch, 1, kv_heads, queries_per_kv, head_dim), keys, values).
     """
     sparse = None if cfg.is_dense(layer) else cfg.blocksparse
     extent = min(slots_of(cfg, layer, extent), keys.shape[2] - SPARE)
-    narrow = sparse is not None and extent > sparse.block * (sparse.local_blocks + sparse.vert_stride)
+    narrow = (
+        before is None and sparse is not None and extent > sparse.block * (sparse.local_blocks + sparse.vert_stride)
+    )
     heads = cfg.kv_heads, cfg.queries_per_kv
+    start = 0 if before is None else before.count
 
     def part(
         q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        slot = position % (keys.shape[2] - SPARE)
+        own, slots = position - start, keys.shape[2] - SPARE
+        slot = own % slots
         keys, values = _write(keys, k, slot), _write(values, v, slot)
         first = jax.lax.axis_index(layout.heads) * q.shape[2] * q.shape[3] if split else 0
         query = q[:, 0] * jnp.asarray(cfg.softmax_scale, q.dtype)
@@ -116,11 +123,12 @@ def attend_one(
         else:
             # A part of an array is copied before it is multiplied. So where all slots are read the spare one is as well,
             # but not of one row, which is written in place only for its sake.
-            whole = len(q) > 1 and extent == keys.shape[2] - SPARE
+            whole = len(q) > 1 and extent == slots
             read = extent + SPARE if whole else extent
             places = jnp.arange(read)
-            at = _position_in(places, position[:, None], keys.shape[2] - SPARE)
+            at = _position_in(places, own[:, None], slots)
             ok = ((at >= 0) & (places < extent))[:, None, None]
+            at = at + start
             if cfg.window_keys is not None:
                 ok &= (position[:, None] - at < cfg.window_keys)[:, None, None]
             if sparse is not None:
@@ -128,7 +136,12 @@ def attend_one(
                     sparse, position[:, None], at, q.shape[2] * q.shape[3], first, heads[0] * heads[1]
                 )
                 ok &= allowed.reshape(q.shape[0], *q.shape[2:4], read)
-            out = _softmax([(_scores(query, keys[:, :, :read], ok), values[:, :, :read], "bgsk")], q.dtype)
+            parts = [(_scores(query, keys[:, :, :read], ok), values[:, :, :read], "bgsk")]
+            if before is not None:
+                ok = visible(cfg, layer, before, position[:, None], q.shape[2] * q.shape[3])[:, :, 0]
+                ok = ok.reshape(len(ok), *(q.shape[2:4] if ok.shape[1] > 1 else (1, 1)), before.slots)
+                parts.append((_scores(query, before.keys[layer], ok), before.values[layer], "gsk"))
+            out = _softmax(parts, q.dtype)
         return out[:, None], keys, values
 
     split = bool(layout.heads) and _explicit(q)
@@ -151,8 +164,8 @@ def _explicit(x: jax.Array) -> bool:
 
 
 def _scores(q: jax.Array, k: jax.Array, ok: jax.Array) -> jax.Array:
-    """Masked float32 scores (b, g, r, s) of q (b, g, r, k) and k (b, g, s, k) or, a set a query, (b, g, r, s, k)."""
-    s = jnp.einsum("bgrk,bgsk->bgrs" if k.ndim == 4 else "bgrk,bgrsk->bgrs", q, k.astype(q.dtype))
+    """Masked float32 scores (b, g, r, s) of q (b, g, r, k); k: (g, s, k), (b, g, s, k) or, a set each, (b, g, r, s, k)."""
+    s = jnp.einsum(f"bgrk,{('gsk', 'bgsk', 'bgrsk')[k.ndim - 3]}->bgrs", q, k.astype(q.dtype))
     s = s.astype(jnp.promote_types(s.dtype, jnp.float32))
     return jnp.where(ok, s, jnp.finfo(s.dtype).min)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import ModelConfig
+from phi3_jax.inference.before import Attention, Before, follow
 from phi3_jax.inference.cache import KVCache, attend_one, remembered, slots_of
 from phi3_jax.models import vision
 from phi3_jax.models.attention import attend
@@ -19,7 +20,6 @@ from phi3_jax.models.layout import ANYWHERE, Layout, join, per_device
 from phi3_jax.models.rotary import rope_table
 
 Tree = Any
-Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def unstack(params: Tree) -> Tree:
@@ -34,6 +34,32 @@ def unstack(params: Tree) -> Tree:
     return {**params, "blocks": [jax.tree.unflatten(treedef, one) for one in zip(*layers, strict=True)]}
 
 
+def begin(
+    params: Tree,
+    tokens: jax.Array,
+    count: jax.Array,
+    cfg: ModelConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    long: str | jax.Array = "short",
+) -> Before:
+    """Reads the first `count` of tokens (1, slots); `long` is the LongRoPE list of the rows that go on, a name or (1,)."""
+    keys: list[jax.Array] = []
+    values: list[jax.Array] = []
+
+    def of_layer(i: int) -> Attention:
+        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            keys.append(k[0].swapaxes(0, 1))
+            values.append(v[0].swapaxes(0, 1))
+            return attend(q, k, v, mask_of(cfg, i), cfg.softmax_scale)
+
+        return run
+
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    hidden_of(params, tokens, positions, cfg, long, of_layer, dtype, ANYWHERE)
+    return Before(keys, values, count)
+
+
 def prefill(
     params: Tree,
     tokens: jax.Array,
@@ -46,6 +72,7 @@ def prefill(
     layout: Layout = ANYWHERE,
     every: bool = False,
     pictures: tuple[jax.Array, jax.Array] | None = None,
+    before: Before | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Reads prompts.
 
@@ -59,6 +86,7 @@ def prefill(
         remembers it.
       every: logits of every token, not of the last of each prompt.
       pictures: as in `decoder.hidden_states`.
+      before: what all prompts begin with; tokens, lengths and capacity are then of what comes after it.
 
     Returns:
       (logits (batch, vocab) of the token after each prompt, or (batch, time, vocab); cache).
@@ -66,6 +94,8 @@ def prefill(
     kept_keys: list[jax.Array] = []
     kept_values: list[jax.Array] = []
     positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    after = None if before is None else follow(before, cfg, positions)
+    start = 0 if before is None else before.count
 
     def of_layer(i: int) -> Attention:
         slots, mask = slots_of(cfg, i, capacity), mask_of(cfg, i)
@@ -73,19 +103,21 @@ def prefill(
         def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             for kept, new in ((kept_keys, k), (kept_values, v)):
                 kept.append(_remember(new, lengths, slots, layout).astype(dtype))
+            if after is not None:
+                return after(i)(q, k, v)
             return attend(q, k, v, mask, cfg.softmax_scale)
 
         return run
 
     if cfg.longrope and isinstance(long, str) and long == "auto":
-        long = lengths > cfg.longrope.original_context
-    hidden = hidden_of(params, tokens, positions, cfg, long, of_layer, dtype, layout, pictures)
+        long = lengths + start > cfg.longrope.original_context
+    hidden = hidden_of(params, tokens, positions + start, cfg, long, of_layer, dtype, layout, pictures)
     if not every:
         last = P(join(layout.batch), None, None)
         pick = lambda h, n: jnp.take_along_axis(h, (n - 1)[:, None, None], axis=1)  # noqa: E731
         hidden = per_device(pick, (last, P(join(layout.batch))), last, layout.put(hidden, last), lengths)[:, 0]
     rows = jnp.full_like(lengths, long == "long", dtype=bool) if isinstance(long, str) else long
-    cache = KVCache(kept_keys, kept_values, lengths, None if cfg.longrope is None else rows)
+    cache = KVCache(kept_keys, kept_values, lengths + start, None if cfg.longrope is None else rows)
     return _logits(hidden, params, cfg, layout), cache
 
 
@@ -99,6 +131,7 @@ def step(
     dtype: jnp.dtype = jnp.float32,
     long: str | jax.Array = "auto",
     layout: Layout = ANYWHERE,
+    before: Before | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Reads one more token per row.
 
@@ -106,8 +139,9 @@ def step(
       params: of `unstack`.
       token: (batch,).
       cache: of `prefill` or an earlier step; its position is cache.lengths.
-      extent: positions that are read: at least max(cache.lengths) + 1, or the capacity.
+      extent: positions that are read: at least max(cache.lengths) + 1, or the capacity; those of `before` do not count.
       long: as given to `prefill`; "auto" is what the cache remembers.
+      before: as given to `prefill`.
 
     Returns:
       (logits (batch, vocab) of the next token, cache).
@@ -117,7 +151,7 @@ def step(
 
     def of_layer(i: int) -> Attention:
         def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            out, keys[i], values[i] = attend_one(q, k, v, keys[i], values[i], position, cfg, i, extent, layout)
+            out, keys[i], values[i] = attend_one(q, k, v, keys[i], values[i], position, cfg, i, extent, layout, before)
             return out
 
         return run

@@ -23,6 +23,7 @@ from phi3_jax.data.images import Picture
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference import decode, scoring, trees
+from phi3_jax.inference.before import Before
 from phi3_jax.inference.cache import KVCache
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.inference.trees import length_of
@@ -34,6 +35,7 @@ from phi3_jax.models.rotary import REGIMES
 
 ORIGINAL = "original"
 STRIDE = 128  # positions that are read, at least
+WRITTEN = 2**22  # scores of a head and row that attention after what is shared may write out; more are read whole
 Ids = Sequence[int]
 Place = tuple[trees.Read, int, list[int]]  # what is read, after which of its tokens something is asked for, and what
 # phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
@@ -111,7 +113,7 @@ class Engine:
         self.batch, self._layout, self._regime = batch, layout, rope_regime
         self._params, self._dtype = decode.unstack(model.params), jnp.dtype(model.dtype)
         self.compilations = 0
-        self._kept_before: dict[tuple[tuple[int, ...], Any], scoring.Before] = {}
+        self._kept_before: dict[tuple[tuple[int, ...], Any], Before] = {}
 
     @property
     def dtype(self) -> str:
@@ -147,10 +149,11 @@ class Engine:
             long: str | jax.Array,
             capacity: int,
             pictures: tuple[jax.Array, jax.Array] | None = None,
+            before: Before | None = None,
         ) -> tuple[jax.Array, KVCache]:
             return decode.prefill(
                 params, tokens, lengths, self.config, capacity, dtype=self._dtype, long=long, layout=self._layout,
-                pictures=pictures,
+                pictures=pictures, before=before,
             )  # fmt: skip
 
         return self._program(run, "capacity")
@@ -165,18 +168,24 @@ class Engine:
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
         def run(
-            params: decode.Tree, token: jax.Array, cache: KVCache, long: str | jax.Array, extent: int
+            params: decode.Tree,
+            token: jax.Array,
+            cache: KVCache,
+            long: str | jax.Array,
+            extent: int,
+            before: Before | None = None,
         ) -> tuple[jax.Array, KVCache]:
             return decode.step(
-                params, token, cache, self.config, extent, dtype=self._dtype, long=long, layout=self._layout
-            )
+                params, token, cache, self.config, extent, dtype=self._dtype, long=long, layout=self._layout,
+                before=before,
+            )  # fmt: skip
 
         return self._program(run, "extent", donate=(2,))
 
     @functools.cached_property
     def _scores(self) -> Callable[..., Any]:
         def run(
-            params: decode.Tree, rows: scoring.Rows, long: str | jax.Array, before: scoring.Before | None = None
+            params: decode.Tree, rows: scoring.Rows, long: str | jax.Array, before: Before | None = None
         ) -> tuple[jax.Array, jax.Array]:
             return scoring.scores(
                 params, rows, self.config, dtype=self._dtype, long=long, layout=self._layout, before=before
@@ -185,9 +194,9 @@ class Engine:
         return self._program(run)
 
     @functools.cached_property
-    def _begin(self) -> Callable[..., scoring.Before]:
-        def run(params: decode.Tree, tokens: jax.Array, count: jax.Array, long: str | jax.Array) -> scoring.Before:
-            return scoring.begin(params, tokens, count, self.config, dtype=self._dtype, long=long)
+    def _begin(self) -> Callable[..., Before]:
+        def run(params: decode.Tree, tokens: jax.Array, count: jax.Array, long: str | jax.Array) -> Before:
+            return decode.begin(params, tokens, count, self.config, dtype=self._dtype, long=long)
 
         return self._program(run)
 
@@ -235,6 +244,7 @@ class Engine:
         crops: int | None = None,
         exif: bool = False,
         draws: Sequence[int] | None = None,
+        shared: int = 0,
     ) -> list[Completion]:
         """Continues each prompt.
 
@@ -252,10 +262,11 @@ class Engine:
           exif: turn pictures as their EXIF orientation says, which the released code does not.
           draws: for each prompt the number, 0 to 2**32 - 1, that stands for its row in what is drawn; default: its row. A
             prompt with a number of its own draws the same tokens in any call.
+          shared: as in `score`; text prompts alone share.
 
         Raises:
           UserError: see `encode`, `data.pictured` and `data.images`; a prompt that leaves no room in the context; a stop
-            string without a tokenizer.
+            string without a tokenizer; prompts that do not share so many tokens.
         """
         max_new_tokens = checks.integer(max_new_tokens, "max_new_tokens", 1)
         if isinstance(prompts, str) or not len(prompts):
@@ -278,18 +289,23 @@ class Engine:
                     f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} exceed the context of {context} by "
                     f"{over}; shorten the prompt or ask for fewer"
                 )
-        ends = (
-            self.stop_ids if stop_ids is None else token_ids(list(stop_ids), self.config, "a list of integers").tolist()
-        )
-        replies = [
-            _Reply(i, ids, self.tokenizer, tuple(stop), frozenset(ends), on_text) for i, ids in enumerate(encoded)
-        ]
+        if stop_ids is not None:
+            stop_ids = token_ids(list(stop_ids), self.config, "a list of integers").tolist()
+        last = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        replies = [_Reply(i, ids, self.tokenizer, tuple(stop), last, on_text) for i, ids in enumerate(encoded)]
         for reply, draw in zip(replies, range(len(replies)) if draws is None else draws, strict=True):
             reply.draw = checks.integer(draw, "draws", 0, 2**32 - 1)
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            self._run([asked[i] for i in rows], [replies[i] for i in rows], max_new_tokens, sampling, album)
+        if album is not None or self._regime == ORIGINAL:
+            shared = 0
+        ends = [len(ids) + max_new_tokens - 1 for ids in encoded]  # the last token is never read
+        groups = self._begun(encoded, ends, shared) if shared else [(None, "", range(len(encoded)))]
+        for before, _, members in groups:
+            order = sorted(members, key=lambda i: -len(encoded[i]))
+            for start in range(0, len(order), self.batch):
+                rows = order[start : start + self.batch]
+                own = len(encoded[rows[0]]) - shared
+                after = before if before is None or own * (own + before.slots) <= WRITTEN else None
+                self._run([asked[i] for i in rows], [replies[i] for i in rows], max_new_tokens, sampling, album, after)
         return [reply.finished() for reply in replies]
 
     def _album(self, images: Sequence[Any], prompts: int, crops: int | None, exif: bool) -> pictured.Album:
@@ -318,29 +334,28 @@ class Engine:
         more: int,
         sampling: Sampling,
         album: pictured.Album | None,
+        before: Before | None,
     ) -> None:
-        rows, longest = bucket(len(prompts), self.batch), max(len(prompt.ids) for prompt in prompts)
+        known = 0 if before is None else int(before.count)
+        rows, longest = bucket(len(prompts), self.batch), max(len(prompt.ids) for prompt in prompts) - known
         time = min(length_of(longest), self.config.context)
         capacity = min(length_of(max(time, longest + more), STRIDE), max(self.config.context, time))
         tokens, lengths = np.zeros((rows, time), np.int32), np.ones(rows, np.int32)
-        real = np.zeros((rows, time), bool)
         for i, prompt in enumerate(prompts):
-            count = len(prompt.ids)
-            tokens[i, :count], lengths[i] = pictured.tokens_of(prompt.ids), count
-            real[i, :count] = np.asarray(prompt.ids) >= 0
-        real[len(prompts) :, 0] = True
+            count = len(prompt.ids) - known
+            tokens[i, :count], lengths[i] = pictured.tokens_of(prompt.ids[known:]), count
         pictures = None
         if album is not None and any(prompt.pictures for prompt in prompts):
             tiles, index = pictured.batch(prompts, (rows, time), album)
             pictures = self._see(self._params, tiles), index
-        long = self._long(lengths + (more - 1))  # the last token is never read
+        long = self._long(known + lengths + (more - 1))  # the last token is never read
         if as_read := self._regime == ORIGINAL:
             long = self._long(lengths)
         numbers, kind = sampling.numbers(), sampling.kind
         names = np.array([r.draw for r in replies] + [0] * (rows - len(replies)), np.uint32)
         keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
-        logits, cache = self._prefill(self._params, tokens, lengths, long, capacity, pictures)
-        seen = _seen(tokens, real, self.config.vocab) if kind.penalty else None
+        logits, cache = self._prefill(self._params, tokens, lengths, long, capacity, pictures, before)
+        seen = _seen(*_whole(prompts, rows), self.config.vocab) if kind.penalty else None
         alive: list[_Reply | None] = [*replies, *[None] * (rows - len(replies))]
         said: list[jax.Array] = []
         pending = None  # the step before is read while the next one runs
@@ -356,7 +371,7 @@ class Engine:
                     logits, cache = self._again(tokens, lengths, said, long, capacity, pictures)
                     continue
                 extent = part_of(capacity, longest + i + 1)
-                logits, cache = self._step(self._params, token, cache, long, extent)
+                logits, cache = self._step(self._params, token, cache, long, extent, before)
         assert pending is not None  # `more` is 1 at least
         self._read(alive, *pending)
 
@@ -432,7 +447,8 @@ class Engine:
                 )
             places.append((tuple(whole[:-1]), len(context) - 1, whole[len(context) :]))
         results: list[Score | None] = [None] * len(places)
-        for before, long, members in self._begun(places, shared):
+        contexts = [read[: start + 1] for read, start, _ in places]
+        for before, long, members in self._begun(contexts, [len(read) for read, _, _ in places], shared):
             for number, logprobs, hits in self._scored([places[i] for i in members], before, long):
                 total = logprobs.sum(dtype=np.float64)
                 self._finite(total)
@@ -440,19 +456,20 @@ class Engine:
         return [score for score in results if score is not None]
 
     def _begun(
-        self, places: Sequence[Place], shared: int
-    ) -> Iterator[tuple[scoring.Before | None, str | bool, list[int]]]:
-        """(what they share, read; LongRoPE's list; which pairs they are), a group for each list."""
-        if any(start < shared or read[:shared] != places[0][0][:shared] for read, start, _ in places):
+        self, contexts: Sequence[Ids], ends: Sequence[int], shared: int
+    ) -> Iterator[tuple[Before | None, str | bool, Sequence[int]]]:
+        """(what they share, read; LongRoPE's list; which contexts they are), a group for each list.
+
+        A row reads `ends` tokens, its context's and those that come after.
+        """
+        ids = tuple(contexts[0][:shared]) if contexts else ()
+        if any(len(one) <= shared or tuple(one[:shared]) != ids for one in contexts):
             raise UserError(f"contexts do not begin with the same {shared} tokens and one more; share fewer")
         groups: dict[str | bool, list[int]] = {}
-        chosen = self._long(np.array([len(read) for read, _, _ in places]))
-        for number, one in enumerate(
-            [chosen] * len(places) if isinstance(chosen, str) else np.asarray(chosen).tolist()
-        ):
+        chosen = self._long(np.array(ends))
+        for number, one in enumerate([chosen] * len(ends) if isinstance(chosen, str) else np.asarray(chosen).tolist()):
             groups.setdefault(one, []).append(number)
         shares = shared > 0 and self._layout == ANYWHERE
-        ids = places[0][0][:shared] if places else ()
         # Whoever shares nothing needs the memory, and a beginning is soon read again.
         self._kept_before = {key: one for key, one in self._kept_before.items() if shares and key[0] == ids}
         for one, members in groups.items():
@@ -464,7 +481,7 @@ class Engine:
             yield self._kept_before.get((ids, one)), one, members
 
     def _scored(
-        self, places: Sequence[Place], before: scoring.Before | None, long: str | bool
+        self, places: Sequence[Place], before: Before | None, long: str | bool
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(number, log-probabilities of what was asked for, whether each is the likeliest) of every place."""
         known = 0 if before is None else int(before.count)
@@ -511,6 +528,17 @@ def _choose(
     if seen is not None:
         seen = seen.at[jnp.arange(len(token)), token].set(True)
     return token, logprob, seen
+
+
+def _whole(prompts: Sequence[pictured.Prompt], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of prompts, side by side in rows of one length, and which of them are text."""
+    length = length_of(max(len(prompt.ids) for prompt in prompts))
+    tokens, real = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+    real[len(prompts) :, 0] = True
+    for i, prompt in enumerate(prompts):
+        tokens[i, : len(prompt.ids)] = pictured.tokens_of(prompt.ids)
+        real[i, : len(prompt.ids)] = np.asarray(prompt.ids) >= 0
+    return tokens, real
 
 
 @functools.partial(jax.jit, static_argnums=2)

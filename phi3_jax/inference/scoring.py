@@ -8,56 +8,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from phi3_jax.configs import ModelConfig
 from phi3_jax.inference import decode
-from phi3_jax.models.attention import attend
-from phi3_jax.models.decoder import PIECE, hidden_states, logits_of, mask_of
+from phi3_jax.inference.before import Before, follow
+from phi3_jax.models.decoder import PIECE, hidden_states, logits_of
 from phi3_jax.models.layout import ANYWHERE, Layout
-from phi3_jax.models.masks import Mask, blocksparse_allowed, seen
 
 LOGITS = 512  # places whose logits are made at once
-
-
-@struct.dataclass
-class Before:
-    """What rows remember of the tokens that they all begin with.
-
-    Attributes:
-      keys, values: one array per layer: (slots, kv_heads, head_dim), token p in slot p; slots from `count` on hold nothing.
-      count: of the tokens.
-    """
-
-    keys: list[jax.Array]
-    values: list[jax.Array]
-    count: jax.Array
-
-
-def begin(
-    params: decode.Tree,
-    tokens: jax.Array,
-    count: jax.Array,
-    cfg: ModelConfig,
-    *,
-    dtype: jnp.dtype = jnp.float32,
-    long: str | jax.Array = "short",
-) -> Before:
-    """Reads the first `count` of tokens (1, slots); `long` is the LongRoPE list of the rows that go on, a name or (1,)."""
-    keys: list[jax.Array] = []
-    values: list[jax.Array] = []
-
-    def of_layer(i: int) -> decode.Attention:
-        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            keys.append(k[0])
-            values.append(v[0])
-            return attend(q, k, v, mask_of(cfg, i), cfg.softmax_scale)
-
-        return run
-
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    decode.hidden_of(params, tokens, positions, cfg, long, of_layer, dtype, ANYWHERE)
-    return Before(keys, values, count)
 
 
 class Rows(NamedTuple):
@@ -102,7 +60,9 @@ def scores(
             segments=rows.documents, branches=rows.branches, dtype=dtype, rope_regime=long, layout=layout, piece=PIECE,
         )  # fmt: skip
     else:
-        hidden = _hidden_after(params, rows, before, cfg, dtype, long)
+        at = before.count + rows.positions
+        of_layer = follow(before, cfg, rows.positions, rows.documents, rows.branches)
+        hidden = decode.hidden_of(params, rows.tokens, at, cfg, long, of_layer, dtype, ANYWHERE)
     # A power of two that divides the length.
     piece = math.gcd(hidden.shape[1], 1 << max(32, LOGITS // hidden.shape[0]).bit_length() - 1)
 
@@ -127,37 +87,3 @@ def scores(
         lambda state: state[0] < rows.columns, body, (jnp.zeros_like(rows.columns), empty[0], empty[1])
     )
     return logprobs, hits
-
-
-def _hidden_after(
-    params: decode.Tree, rows: Rows, before: Before, cfg: ModelConfig, dtype: jnp.dtype, long: str | jax.Array
-) -> jax.Array:
-    """Final hidden states (batch, time, embed) of rows that follow `before`."""
-    time, slots = rows.tokens.shape[1], before.keys[0].shape[0]
-    earlier, own = jnp.arange(slots, dtype=jnp.int32), before.count + rows.positions
-    at = jnp.concatenate([jnp.broadcast_to(earlier, (len(own), slots)), own], axis=1)
-    known = jnp.broadcast_to(earlier < before.count, (*own.shape, slots))
-    whole = slice(0, time)
-    mask = Mask(segments=rows.documents, branches=rows.branches)  # the window comes below, for what is before as well
-    seen_of_own = jnp.broadcast_to(seen(mask, whole, whole, (1, 1)).reshape(-1, time, time), (*own.shape, time))
-    causal = jnp.concatenate([known, seen_of_own], axis=-1)
-    if cfg.window_keys is not None:
-        causal &= own[..., None] - at[:, None] < cfg.window_keys
-
-    def of_layer(i: int) -> decode.Attention:
-        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            ok = causal[:, None, None]
-            if not cfg.is_dense(i) and cfg.blocksparse is not None:
-                allowed = blocksparse_allowed(cfg.blocksparse, own, at, q.shape[2] * q.shape[3])
-                ok = ok & allowed.reshape(len(own), *q.shape[2:4], *causal.shape[1:])
-            q = q * jnp.asarray(cfg.softmax_scale, q.dtype)
-            first = jnp.einsum("btgrk,sgk->bgrts", q, before.keys[i])
-            both = jnp.concatenate([first, jnp.einsum("btgrk,bsgk->bgrts", q, k)], axis=-1)
-            both = jnp.where(ok, both.astype(jnp.promote_types(both.dtype, jnp.float32)), -jnp.inf)
-            weights = jax.nn.softmax(both, axis=-1).astype(v.dtype)
-            found = jnp.einsum("bgrts,sgk->btgrk", weights[..., :slots], before.values[i])
-            return found + jnp.einsum("bgrts,bsgk->btgrk", weights[..., slots:], v)
-
-        return run
-
-    return decode.hidden_of(params, rows.tokens, own, cfg, long, of_layer, dtype, ANYWHERE)

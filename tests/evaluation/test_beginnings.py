@@ -103,3 +103,44 @@ def test_the_harness_gives_the_same_scores(model: Model, tmp_path: Path, monkeyp
     assert scores(Engine(model, 4), Kept(tmp_path / "answers.jsonl")) == found, "to the bit"
     both = scores(engine_of(model, 4, 2))
     np.testing.assert_allclose([x for x, _ in both], [x for x, _ in want], rtol=0, atol=1e-5)
+
+
+def test_the_harness_gives_the_same_replies(model: Model, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from phi3_jax.evaluation.harness import HarnessLM
+
+    rng = np.random.default_rng(1)
+    text = lambda n: "".join(map(chr, rng.integers(97, 123, n)))  # noqa: E731
+    exemplars = text(130)
+    prompts = [exemplars + text(int(rng.integers(3, 30))) for _ in range(20)] + [text(40), ""]
+    told: list[tuple[int, int]] = []
+
+    def replies(engine, settings: dict, kept=None) -> list[str]:
+        lm = HarnessLM(engine, 1, kept=kept, progress=lambda done, total, _: told.append((done, total)))
+        asked = [
+            Instance("generate_until", {}, (p, {"until": [], "max_gen_toks": 9} | settings), i)
+            for i, p in enumerate(prompts)
+        ]
+        return lm.generate_until(asked)
+
+    greedy, drawn = {}, {"do_sample": True, "temperature": 1.0}
+    plain = Engine(model, 4)
+    want = replies(plain, greedy)
+    assert "_begin" not in vars(plain), "control: a proxy of this size shares nothing"
+    monkeypatch.setattr(beginnings, "SAVED", 0.0)
+    told.clear()
+    ours = Engine(model, 4)
+    assert replies(ours, greedy, Kept(tmp_path / "greedy.jsonl")) == want
+    assert "_begin" in vars(ours), "the exemplars are read apart"
+    assert told[-1] == (22, 22) and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert replies(engine_of(model, 4, 2), greedy) == want
+    sampled = replies(ours, drawn, Kept(tmp_path / "drawn.jsonl"))
+    assert sampled != want and len(set(sampled)) > 5
+    for name, settings, found in (("greedy", greedy, want), ("drawn", drawn, sampled)):
+        path = tmp_path / f"{name}.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert len(lines) == 22
+        path.write_bytes(b"".join(lines[:17]))  # stopped after its first part
+        assert replies(Engine(model, 4), settings, Kept(path)) == found

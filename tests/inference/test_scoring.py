@@ -13,6 +13,7 @@ from phi3_jax.configs import BlockSparse, LongRope, ModelConfig
 from phi3_jax.errors import UserError
 from phi3_jax.family import published
 from phi3_jax.inference.engine import Engine
+from phi3_jax.inference.sampling import Sampling
 from phi3_jax.interop.loading import Model
 from phi3_jax.models.spec import init_params
 
@@ -98,6 +99,35 @@ def test_it_is_read_once_and_programs_are_few() -> None:
     assert engine.compilations == first, "other exemplars, other lengths, and no program more"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_replies_are_those_of_whole_prompts(shape: str) -> None:
+    engine = engine_of(SHAPES[shape])
+    prompts = [context for context, _ in few_shot(engine.config)]
+    for sampling in (Sampling(), Sampling(temperature=1.0, seed=3), Sampling(repetition_penalty=1.3)):
+        plain = engine.generate(prompts, 40, sampling, stop_ids=())  # beyond the windows, and the lists' border
+        found = engine.generate(prompts, 40, sampling, stop_ids=(), shared=SHARED)
+        assert [r.ids for r in found] == [r.ids for r in plain]
+        for a, b in zip(found, plain, strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=2e-5)
+            assert a.prompt_tokens == b.prompt_tokens
+    assert engine._kept_before, "control: it was read apart"
+    others = [[*one[: SHARED - 1], 1, *one[SHARED:]] for one in prompts]
+    plain, other = (engine.generate(some, 3, stop_ids=()) for some in (prompts, others))
+    seen = max(abs(a.logprobs[2] - b.logprobs[2]) for a, b in zip(other, plain, strict=True))
+    assert seen > 1e-4, "control: what is shared is seen after the first token"
+
+
+def test_long_prompts_after_what_is_shared_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(SHAPES["dense"])
+    prompts = [context for context, _ in few_shot(engine.config)]
+    plain = engine.generate(prompts, 5, stop_ids=())
+    monkeypatch.setattr("phi3_jax.inference.engine.WRITTEN", 40 * (40 + 128))
+    given, run = [], engine._run
+    monkeypatch.setattr(engine, "_run", lambda *args: given.append((len(args[0]), args[-1] is None)) or run(*args))
+    assert [r.ids for r in engine.generate(prompts, 5, stop_ids=(), shared=SHARED)] == [r.ids for r in plain]
+    assert given == [(4, True), (4, False), (1, False)]
+
+
 def test_what_is_not_shared_is_one_line() -> None:
     engine = engine_of(SHAPES["dense"])
     pairs = few_shot(engine.config)
@@ -105,3 +135,5 @@ def test_what_is_not_shared_is_one_line() -> None:
         engine.score(pairs, SHARED + 1)
     with pytest.raises(UserError, match="do not begin with the same 75 tokens and one more"):
         engine.score([(pairs[0][0][:SHARED], [1])], SHARED)
+    with pytest.raises(UserError, match="do not begin with the same 75 tokens and one more"):
+        engine.generate([pairs[0][0][:SHARED]], 3, shared=SHARED)

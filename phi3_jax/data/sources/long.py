@@ -1,9 +1,9 @@
 """Mixed windows, as LongRoPE2 extends with: rows of short documents, and rows that a long document fills from its start.
 
-A short document, between the ids that begin and end it, is cut into pieces of at most the original length, of which many lie
-in a row; attention stays inside each, and positions restart, so that with LongRoPE's lists each takes the short one. No cut
-counts as a beginning or an end. A row of the other kind begins where a long document begins, or goes on with it at a whole
-number of windows, and holds nothing else, so that it takes the long list.
+A short document, between the ids that begin and end it, is cut into pieces of at most the original length, many of which
+share a row; attention stays inside each, and positions restart, so that with LongRoPE's lists each takes the short one. No
+cut counts as a beginning or an end. A row of the other kind begins where a long document begins, or goes on with it at a
+whole number of windows, and holds nothing else, so that it takes the long list.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class _Rows:
             ids = np.asarray(self.form.tokenizer.encode(document), np.int32)
             longest = max(longest, ids.size)
             self.kept["long", held] += list(ids[: ids.size // size * size].reshape(-1, size))
-            whole, step = np.r_[self.form.tokenizer.eos_id, ids, self.form.tokenizer.eos_id].astype(np.int32), self.original
+            whole, step = (
+                np.r_[self.form.tokenizer.eos_id, ids, self.form.tokenizer.eos_id].astype(np.int32),
+                self.original,
+            )
             self.kept["short", held] += [whole[i : i + step + 1] for i in range(0, ids.size + 1, step)]
         if with_long and not self.kept["long", False]:
             raise UserError(
