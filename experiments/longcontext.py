@@ -18,8 +18,8 @@ A base has windows of 128 bytes, each inside one document, half of them with nee
 (`phi3_jax.data.needles`). Text and the values of repetitions are two domains of the loss, and their means weigh the same.
 Most pico proxies find the needles within 1,000 steps; a nano proxy of twice the width had not after 1,000. A first pass of
 the study, seeds 10 to 12 with 2,500 steps, was given up after 25 of its 45 extensions: mini of seed 11 had not found them
-then (.23 of the digits), so that the rule could not speak. What ran is kept in analysis/results/longcontext_first; steps and
-seeds are others now.
+then (.23 of the digits), so that the rule could not speak. What ran is kept in analysis/results/longcontext_first, and the
+study itself, with other steps and seeds, in analysis/results/longcontext.
 
 Words:
     size=mini|small|medium    of base; default mini
