@@ -27,7 +27,7 @@ class Replay(Engine):
 
     said: dict[tuple[int, ...], list[int]]
 
-    def _run(self, prompts, replies, more, sampling, album) -> None:
+    def _run(self, prompts, replies, more, sampling, album, before) -> None:
         for prompt, reply in zip(prompts, replies, strict=True):
             ids = [*self.said[tuple(prompt.ids)], self.tokenizer.eos_id]
             assert len(ids) <= more
