@@ -85,11 +85,9 @@ class _Rows:
             ids = np.asarray(self.form.tokenizer.encode(document), np.int32)
             longest = max(longest, ids.size)
             self.kept["long", held] += list(ids[: ids.size // size * size].reshape(-1, size))
-            whole, step = (
-                np.r_[self.form.tokenizer.eos_id, ids, self.form.tokenizer.eos_id].astype(np.int32),
-                self.original,
-            )
-            self.kept["short", held] += [whole[i : i + step + 1] for i in range(0, ids.size + 1, step)]
+            whole = np.pad(ids, 1, constant_values=self.form.tokenizer.eos_id)
+            starts = range(0, ids.size + 1, self.original)
+            self.kept["short", held] += [whole[i : i + self.original + 1] for i in starts]
         if with_long and not self.kept["long", False]:
             raise UserError(
                 f"the longest document has {longest:,} tokens, too few for rows of {self.window:,} inside one; set "
