@@ -18,13 +18,13 @@ import numpy as np
 from phi3_jax import checks
 from phi3_jax.configs import ModelConfig
 from phi3_jax.data import pictured
-from phi3_jax.data.continuation import Continuation
 from phi3_jax.data.images import Picture
 from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference import decode, scoring, trees
 from phi3_jax.inference.before import Before
 from phi3_jax.inference.cache import KVCache
+from phi3_jax.inference.reply import Completion, Reply
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.inference.trees import length_of
 from phi3_jax.interop import templates
@@ -40,25 +40,6 @@ Ids = Sequence[int]
 Place = tuple[trees.Read, int, list[int]]  # what is read, after which of its tokens something is asked for, and what
 # phi-3.5-vision's window is longer, phi-3-vision's is this; nothing else in their files says which is which.
 REREADS = 2**17
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A reply.
-
-    Attributes:
-      ids: its tokens, without the stop id; text: what they add to the prompt's text (`data.continuation`), cut before a
-        stop string.
-      logprobs: of each token under the model, in nats.
-      finish: "stop" (a stop id or string) or "length".
-      prompt_tokens: of the prompt.
-    """
-
-    ids: list[int]
-    text: str
-    logprobs: list[float]
-    finish: str
-    prompt_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,11 +273,12 @@ class Engine:
         if stop_ids is not None:
             stop_ids = token_ids(list(stop_ids), self.config, "a list of integers").tolist()
         last = frozenset(self.stop_ids if stop_ids is None else stop_ids)
-        replies = [_Reply(i, ids, self.tokenizer, tuple(stop), last, on_text) for i, ids in enumerate(encoded)]
+        replies = [Reply(i, ids, self.tokenizer, tuple(stop), last, on_text) for i, ids in enumerate(encoded)]
         for reply, draw in zip(replies, range(len(replies)) if draws is None else draws, strict=True):
             reply.draw = checks.integer(draw, "draws", 0, 2**32 - 1)
         if album is not None or self._regime == ORIGINAL:
             shared = 0
+        self._kept_before = self._kept_before if shared else {}
         ends = [len(ids) + max_new_tokens - 1 for ids in encoded]  # the last token is never read
         groups = self._begun(encoded, ends, shared) if shared else [(None, "", range(len(encoded)))]
         for before, _, members in groups:
@@ -330,7 +312,7 @@ class Engine:
     def _run(
         self,
         prompts: list[pictured.Prompt],
-        replies: list[_Reply],
+        replies: list[Reply],
         more: int,
         sampling: Sampling,
         album: pictured.Album | None,
@@ -356,7 +338,7 @@ class Engine:
         keys = _keys(np.uint32(sampling.seed & 0xFFFFFFFF), np.uint32(sampling.seed >> 32), names)
         logits, cache = self._prefill(self._params, tokens, lengths, long, capacity, pictures, before)
         seen = _seen(*_whole(prompts, rows), self.config.vocab) if kind.penalty else None
-        alive: list[_Reply | None] = [*replies, *[None] * (rows - len(replies))]
+        alive: list[Reply | None] = [*replies, *[None] * (rows - len(replies))]
         said: list[jax.Array] = []
         pending = None  # the step before is read while the next one runs
         for i in range(more):
@@ -404,7 +386,7 @@ class Engine:
             pictures = pictures[0], index
         return self._prefill(self._params, whole, lengths + len(said), long, capacity, pictures)
 
-    def _read(self, alive: list[_Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
+    def _read(self, alive: list[Reply | None], tokens: jax.Array, logprobs: jax.Array) -> bool:
         """Hands each row its token; whether any row goes on."""
         ids, nats = np.asarray(tokens), np.asarray(logprobs)
         for i, reply in enumerate(alive):
@@ -545,63 +527,3 @@ def _whole(prompts: Sequence[pictured.Prompt], rows: int) -> tuple[np.ndarray, n
 def _seen(tokens: jax.Array, real: jax.Array, vocab: int) -> jax.Array:
     rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros((len(tokens), vocab), bool).at[rows, tokens].max(real)
-
-
-class _Reply:
-    """One row's tokens and text, and where it stops."""
-
-    def __init__(
-        self,
-        row: int,
-        prompt: list[int],
-        tokenizer: Tokenizer | None,
-        stop: tuple[str, ...],
-        stop_ids: frozenset[int],
-        on_text: Callable[[int, str], None] | None,
-    ) -> None:
-        self.row, self.draw, self._prompt = row, row, len(prompt)
-        self._decoded = None if tokenizer is None else Continuation(tokenizer, prompt)
-        self._stop, self._stop_ids, self._on_text = stop, stop_ids, on_text
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-        self._text, self._said, self._finish = "", 0, "length"
-
-    def take(self, token: int, logprob: float) -> bool:
-        """Adds a token; False when the reply has ended."""
-        if token in self._stop_ids:
-            self._finish = "stop"
-            return False
-        self._ids.append(token)
-        self._logprobs.append(logprob)
-        if self._decoded is None:
-            return True
-        if self._write(self._decoded.add(token)):
-            return False
-        self._say(held=max([_overlap(self._text, s) for s in self._stop], default=0))
-        return True
-
-    def _write(self, piece: str) -> bool:
-        """Adds to the text; whether a stop string ended it, which is cut off."""
-        self._text += piece
-        found = [self._text.find(s, max(0, len(self._text) - len(piece) - len(s))) for s in self._stop] if piece else []
-        if any(i >= 0 for i in found):
-            self._text, self._finish, self._decoded = self._text[: min(i for i in found if i >= 0)], "stop", None
-            return True
-        return False
-
-    def _say(self, held: int = 0) -> None:
-        end = len(self._text) - held
-        if self._on_text is not None and end > self._said:
-            self._on_text(self.row, self._text[self._said : end])
-            self._said = end
-
-    def finished(self) -> Completion:
-        if self._decoded is not None:
-            self._write(self._decoded.end())
-        self._say()
-        return Completion(self._ids, self._text, self._logprobs, self._finish, self._prompt)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -142,10 +142,10 @@ def test_streaming_gives_the_text_in_pieces_and_never_a_part_of_a_stop(engine: E
 
 
 def test_characters_of_several_bytes_come_whole() -> None:
-    from phi3_jax.inference.engine import _Reply
+    from phi3_jax.inference.reply import Reply
 
     said: list[str] = []
-    reply = _Reply(0, [97], ByteTokenizer(), ("END",), frozenset(), lambda _, text: said.append(text))
+    reply = Reply(0, [97], ByteTokenizer(), ("END",), frozenset(), lambda _, text: said.append(text))
     text = "naïve — 日本語 🙂 " * 5 + "ENDE"
     for byte in text.encode():
         if not reply.take(byte, 0.0):
