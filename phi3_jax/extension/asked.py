@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ class Asked:
       target: tokens of the new window.
       data: text, as --data of phi3_jax.data.export names it.
       given: a list that is taken as it is, instead of a search.
+      factor: the attention factor that stands beside that list, where it is another than the formula's.
     """
 
     flags: Mapping[str, Any]
@@ -49,6 +51,7 @@ class Asked:
     target: int
     data: str
     given: np.ndarray | None
+    factor: float | None
 
     @property
     def model(self) -> ModelConfig:
@@ -109,11 +112,11 @@ def asked(flags: Mapping[str, Any]) -> Asked:
             f"{flags['model']} came without a tokenizer, which the rows of the search need; put its files there"
         )
     task = Task(cfg.head_dim, cfg.rope_base, original, target / original)
-    given = _given(flags["factors"], task) if flags["factors"] else None
+    given, factor = _given(flags["factors"], task) if flags["factors"] else (None, None)
     data = flags["data"] or _trained_on(weights)
     if not data:
         raise UserError("--data is missing: text with documents longer than the target; a file, a folder or pydocs")
-    found = Asked(flags, weights, tokenizer, task, target, data, given)
+    found = Asked(flags, weights, tokenizer, task, target, data, given, factor)
     _require_memory(found)
     return found
 
@@ -141,12 +144,17 @@ def _trained_on(weights: loading.Weights) -> str:
     return source.removeprefix("needles:") if source not in ("", "facts") else ""
 
 
-def _given(path: str, task: Task) -> np.ndarray:
+def _given(path: str, task: Task) -> tuple[np.ndarray, float | None]:
+    """A list of factors and the attention factor beside it."""
     tree = files.read_json(Path(path))
     tree = tree.get("rope_scaling") or tree
     if "long_factor" not in tree:
         raise UserError(f"{path} has no long_factor; give a factors.json, or a config.json with LongRoPE")
-    return lists.check(tree["long_factor"], task.half, f"{path}: long_factor")
+    factor = tree.get("attention_factor")
+    if factor is not None and not (type(factor) in (int, float) and math.isfinite(factor) and factor > 0):
+        raise UserError(f"{path}: attention_factor is {factor!r:.60}; give a number above 0, or leave it out")
+    found = lists.check(tree["long_factor"], task.half, f"{path}: long_factor")
+    return found, None if factor in (None, lists.attention_factor("longrope", task)) else float(factor)
 
 
 def _require_memory(found: Asked) -> None:
@@ -171,5 +179,7 @@ def identity(found: Asked, rows: Mapping[str, str], content: str) -> dict[str, A
         "fitness": flags["fitness"], "evaluations": flags["evaluations"], "seed": flags["seed"], "rows": dict(rows),
         "given": None if found.given is None else found.given.tolist(), "train": flags["train"], "mix": flags["mix"],
     }  # fmt: skip
+    if found.factor is not None:
+        tree["factor"] = found.factor
     plain: dict[str, Any] = json.loads(json.dumps(tree))
     return plain

@@ -148,11 +148,15 @@ def _said(found: Asked, notes: Sequence[str]) -> list[str]:
 
 
 def attention_factor(found: Asked) -> float:
-    """Factor on cos and sin that the extended model has."""
+    """Factor on cos and sin that the extended model has: the one that stands beside a given list, or the method's."""
+    if found.factor is not None:
+        return found.factor
     return lists.attention_factor(found.method if found.method in lists.FORMS else "longrope", found.task)
 
 
 def _why(found: Asked) -> str:
+    if found.factor is not None:
+        return f"as {found.flags['factors']} has it"
     if found.method == "yarn":
         return "YaRN's .1 ln s + 1"
     if found.method in lists.FORMS:

@@ -180,6 +180,9 @@ def test_what_cannot_be_extended_is_a_line(
     ):  # fmt: skip
         (lists / f"{name}.json").write_text(json.dumps({"long_factor": factors}))
         refused(said, "--factors", lists / f"{name}.json")
+    for factor in (0, -1.5, "1", True, float("nan")):
+        (lists / "scaled.json").write_text(json.dumps({"long_factor": [1.0] * 4, "attention_factor": factor}))
+        refused("give a number above 0, or leave it out", "--factors", lists / "scaled.json")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note").write_text("mine")
     refused("exists and holds no extension", out="full")
@@ -201,6 +204,16 @@ def test_a_list_of_ones_own_and_block_sparse_layers(data: Path, tmp_path: Path, 
     assert "matters most in the 2 dense layers of 4: the others see 8 tokens back" in capsys.readouterr().out
     rope = phi3_jax.load(tmp_path / "out").config.longrope
     assert rope.long[3] == 1.75 and not rope.mscale_when_short
+
+
+def test_a_list_brings_its_attention_factor(run: Path, data: Path, tmp_path: Path) -> None:
+    assert extend(run, data, tmp_path / "yarn", "--method", "yarn") == 0
+    assert extend(run, data, tmp_path / "taken", "--factors", tmp_path / "yarn/factors.json") == 0
+    one, other = (json.loads((tmp_path / name / "factors.json").read_text()) for name in ("yarn", "taken"))
+    assert one["attention_factor"] == other["attention_factor"] == pytest.approx(1 + 0.1 * np.log(4))
+    tried = one["made_by"]["lists"]["yarn"], other["made_by"]["lists"]["given"]
+    assert tried[0]["fitness"] == tried[1]["fitness"] and tried[0]["unseen"] == tried[1]["unseen"]
+    assert phi3_jax.load(tmp_path / "taken").config.longrope == phi3_jax.load(tmp_path / "yarn").config.longrope
 
 
 @pytest.mark.slow
