@@ -21,17 +21,18 @@ from phi3_jax.scaling.regime import LOSS, RECALL
 from phi3_jax.study.asked import asked_runs
 
 FILE = str(Path(__file__).parents[2] / "experiments" / "curated.py")
-SIZES = {"below": 53_248, "mini": 119_808, "small": 212_992, "medium": 479_232}
+SIZES = {"mini": 119_808, "small": 212_992, "medium": 479_232}
+SMALLEST = SIZES["mini"]
 Truth = Callable[[float, float], float]  # (doublings above the smallest size, threshold) -> composite in points
 
 
 def at(*best: float) -> Truth:
     """The composite falls off on both sides of a best threshold for each size."""
-    places = dict(zip(np.log2(np.array(list(SIZES.values())) / 53_248).round(6), best, strict=True))
+    places = dict(zip(np.log2(np.array(list(SIZES.values())) / SMALLEST).round(6), best, strict=True))
     return lambda doublings, f: 40 - 60 * (f - places[round(doublings, 6)]) ** 2
 
 
-RISES, ALIKE, FALLS = at(0.25, 0.5, 0.75, 0.75), at(0.5, 0.5, 0.5, 0.5), at(0.75, 0.5, 0.5, 0.25)
+RISES, ALIKE, FALLS = at(0.25, 0.5, 0.75), at(0.5, 0.5, 0.5), at(0.75, 0.5, 0.25)
 
 
 def write(
@@ -52,7 +53,7 @@ def write(
     for run in curated.planned(config):
         if run.seed >= config["seed"] + seeds:
             continue
-        doublings = np.log2(SIZES[run.member] / 53_248)
+        doublings = np.log2(SIZES[run.member] / SMALLEST)
         points = truth(doublings, 1.0 if run.arm == "shuffled" else run.f) + noise * rng.normal()
         points -= random if run.arm.startswith("random") else 0
         loss = (1 - (points - 5) / 100) * regime.floor()
@@ -74,14 +75,14 @@ def words(folder: Path) -> dict[str, str]:
 
 def test_the_plan_counts_what_the_file_says() -> None:
     plan = asked_runs(load_config(f"{FILE}:standard"), "pico")
-    assert len(plan) == 84 == len(curated.planned(load_config(f"{FILE}:standard").to_dict()))
-    assert len([run for run in plan if run.arm.startswith("keep")]) == 5 * 4 * 3
-    assert {run.size for run in plan if not run.arm.startswith("keep")} == {"below", "medium"}
+    assert len(plan) == 69 == len(curated.planned(load_config(f"{FILE}:standard").to_dict()))
+    assert len([run for run in plan if run.arm.startswith("keep")]) == 5 * 3 * 3
+    assert {run.size for run in plan if not run.arm.startswith("keep")} == {"mini", "medium"}
     assert {run.budget for run in plan} == {5_000_000} and {run.seed for run in plan} == {600, 601, 602}
     quick = asked_runs(load_config(FILE), "pico")
-    assert len(quick) == 9 and {run.seed for run in quick} == {500}
+    assert len(quick) == 6 and {run.seed for run in quick} == {500}
     some = asked_runs(load_config(f"{FILE}:standard,arms=keep25+keep100,seeds=1,tokens=200k"), "pico")
-    assert len(some) == 8 and {run.budget for run in some} == {200_000}
+    assert len(some) == 6 and {run.budget for run in some} == {200_000}
 
 
 @pytest.mark.parametrize("argument", ["standrd", "arms=keep33", "token=1M", "tokens=none", "seeds=0"])
@@ -110,7 +111,7 @@ def test_thresholds_have_the_ceiling_that_they_allow() -> None:
         (FALLS, 0.3, "not determined", "does not", "the best threshold does not rise with size"),
         (ALIKE, 12.0, "not determined", "not determined", "the best threshold is not determined"),
         # All facts suit every size: the grid ends there.
-        (at(1, 1, 1, 1), 0.3, "not determined", "not determined", "the best threshold is not determined"),
+        (at(1, 1, 1), 0.3, "not determined", "not determined", "the best threshold is not determined"),
     ],
 )
 def test_each_word_from_runs_that_earn_it(
@@ -124,9 +125,9 @@ def test_each_word_from_runs_that_earn_it(
 def test_the_table_shows_what_the_composite_is_made_of(tmp_path: Path) -> None:
     said = curated.lines_of(write(tmp_path, RISES, noise=0))
     table = [line for line in said if line.startswith(("keep", "random", "shuffled"))]
-    assert [line.split()[0] for line in table[::4][:5]] == ["keep0", "keep25", "keep50", "keep75", "keep100"]
-    assert len(table) == 5 * 4 + 4 * 2
-    best = next(line for line in table if line.startswith("keep25 below")).split()
+    assert [line.split()[0] for line in table[::3][:5]] == ["keep0", "keep25", "keep50", "keep75", "keep100"]
+    assert len(table) == 5 * 3 + 4 * 2
+    best = next(line for line in table if line.startswith("keep25 mini")).split()
     assert best[2:] == ["3", "40.0", "45.0", "27.0", "35.0", "10.0"]
 
 
@@ -170,11 +171,11 @@ def test_controls_have_words_of_their_own(tmp_path: Path) -> None:
 
 def test_a_rise_needs_sizes_that_learn_facts_and_does_not_hang_on_weights(tmp_path: Path) -> None:
     floor = write(tmp_path / "floor", RISES)
-    lines = [row | ({RECALL: 0.03} if row["member"] == "below" else {}) for row in tables.read(floor / "runs.csv")]
+    lines = [row | ({RECALL: 0.03} if row["member"] == "mini" else {}) for row in tables.read(floor / "runs.csv")]
     tables.write(floor / "runs.csv", list(lines[0]), lines)
     said = "".join(curated.lines_of(floor))
-    assert "below learns no facts in any arm" in said and words(floor)["E2, recall and reasoning"] == "not determined"
-    none = write(tmp_path / "none", at(0, 0.25, 0.5, 0.75))
+    assert "mini learns no facts in any arm" in said and words(floor)["E2, recall and reasoning"] == "not determined"
+    none = write(tmp_path / "none", at(0, 0.5, 0.75))
     assert words(none)["E2, recall and reasoning"] == "not determined"
     assert "does best without any facts" in "".join(curated.lines_of(none))
     weights = write(tmp_path / "weights", ALIKE, noise=0.1)
@@ -199,7 +200,7 @@ def test_arithmetic_below_its_floor_counts_as_none() -> None:
 
 def test_what_does_not_suffice_determines_nothing(tmp_path: Path) -> None:
     said = curated.lines_of(write(tmp_path / "one", RISES, seeds=1))
-    assert said[0] == "28 of 84 planned runs ran." and "keep0-below-s601" in said[1]
+    assert said[0] == "23 of 69 planned runs ran." and "keep0-mini-s601" in said[1]
     assert said[-2:] == ["The rule is silent until every planned run has finished.", "Verdict: none."]
     low = write(tmp_path / "low", lambda doublings, f: RISES(doublings, f) / 20)
     assert "is not admitted" in "".join(curated.lines_of(low)) or "learns no facts" in "".join(curated.lines_of(low))
@@ -214,8 +215,8 @@ def test_the_report_draws_it(tmp_path: Path) -> None:
     rows, config = causal.with_rule(write(tmp_path / "study", RISES), "curated", FILE)
     drawn = {figure.name: figure for figure in arms.draw(tmp_path, rows, config, None, "made")}
     svg = drawn["thresholds"].svg.read_text()
-    assert all(f"<!-- {label} -->" in svg for label in (*SIZES, "below, random", "medium, random"))
-    assert "<!-- mini, random -->" not in svg
+    assert all(f"<!-- {label} -->" in svg for label in (*SIZES, "mini, random", "medium, random"))
+    assert "<!-- small, random -->" not in svg
 
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
