@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax.configs import BlockSparse, ModelConfig
 from phi3_jax.inference.before import Before, visible
+from phi3_jax.models.attention import platform_of
+from phi3_jax.models.kernels import step
 from phi3_jax.models.layout import Layout, join, per_device
 from phi3_jax.models.masks import blocksparse_allowed
 
@@ -107,13 +109,20 @@ def attend_one(
     narrow = (
         before is None and sparse is not None and extent > sparse.block * (sparse.local_blocks + sparse.vert_stride)
     )
-    heads = cfg.kv_heads, cfg.queries_per_kv
+    heads, platform = (cfg.kv_heads, cfg.queries_per_kv), platform_of(q)
     start = 0 if before is None else before.count
 
     def part(
         q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         own, slots = position - start, keys.shape[2] - SPARE
+        if sparse is None and step.serves(platform, q, keys, values):
+            begun = None if before is None else (before.keys[layer], before.values[layer], before.count)
+            out, keys, values = step.attend(
+                q[:, 0], k[:, 0], v[:, 0], keys, values, own, cfg.softmax_scale, window=cfg.window_keys, spare=SPARE,
+                before=begun,
+            )  # fmt: skip
+            return out[:, None], keys, values
         slot = own % slots
         keys, values = _write(keys, k, slot), _write(values, v, slot)
         first = jax.lax.axis_index(layout.heads) * q.shape[2] * q.shape[3] if split else 0

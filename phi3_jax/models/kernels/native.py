@@ -57,7 +57,7 @@ def library(name: str, *flags: str) -> ctypes.CDLL:
 
 def _compiled(source: Path, flags: tuple[str, ...]) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    made_of = [source.read_bytes(), (HERE / "parallel.h").read_bytes()]
+    made_of = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
     made_of.append(f"{jaxlib.__version__} {compiler} {flags} {_cpu() if NATIVE in flags else ''}".encode())
     key = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phi3_jax" / "kernels"
