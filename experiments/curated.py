@@ -79,6 +79,7 @@ WORDS = {"arms": str, "seed": int, "seeds": int, "tokens": str, "data": str}
 SIZES = STUDIES["standard"][0]
 OUTER = SIZES[0], SIZES[-1]
 TOKENS = 5_000_000
+ROWS = "analysis/results/curated/runs.csv"  # of the design, a line a finished run
 FILTER = {f"keep{share}": Arm(data=f"factbook:{share}") for share in (0, 25, 50, 75, 100)}
 RANDOM = {f"random{share}": Arm(data=f"factbook:random{share}", sizes=OUTER) for share in (25, 50, 75)}
 ARMS = FILTER | RANDOM | {"shuffled": Arm(data="factbook:shuffled", sizes=OUTER)}
@@ -133,6 +134,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """The study as a ConfigDict; `argument` is what follows the colon on the command line."""
     target, words = parse_arguments(argument, tuple(STUDIES), WORDS)
     sizes, arms, seed, seeds = STUDIES[target]
+    changed = bool(words)
     chosen = take_arms(words, ARMS, arms)
     if text := words.pop("data", ""):
         chosen = {name: replace(arm, data=f"{arm.data}:{text}") for name, arm in chosen.items()}
@@ -141,6 +143,7 @@ def get_config(argument: str = "") -> ConfigDict:
     name = target if tokens == TOKENS else "trial"
     config.update(
         name=f"curated-{name}{'-text' if text else ''}", scale="pico", ladder="width", sizes=sizes,
+        rows=ROWS if target == "standard" and not changed else "",
         seed=seed, seeds=seeds, size_factor=tokens / TOKENS, verdict="phi3_jax.scaling.curated:lines_of",
     )  # fmt: skip
     config.arms = arms_config(chosen)
