@@ -59,6 +59,11 @@ def cache_bytes(cfg: ModelConfig, capacity: int, dtype: str = "bfloat16") -> int
     return 2 * slots * cfg.kv_heads * cfg.head_dim * jnp.dtype(dtype).itemsize
 
 
+def reads_in_place(cfg: ModelConfig, platform: str, dtype: jnp.dtype) -> bool:
+    """Whether `attend_one` reads what each row has, in all layers, and never its `extent`."""
+    return all(map(cfg.is_dense, range(cfg.layers))) and step.serves(platform, dtype)
+
+
 def remembered(new: jax.Array, lengths: jax.Array, slots: int) -> jax.Array:
     """A prompt's keys or values in their slots.
 
@@ -102,7 +107,7 @@ def attend_one(
       before: what the rows begin with, on one device; the slots are of the positions after it.
 
     Returns:
-      (attention (batch, 1, kv_heads, queries_per_kv, head_dim), keys, values).
+      (attention (batch, 1, kv_heads, queries_per_kv, head_dim), keys, values); no gradient where `step` has a kernel.
     """
     sparse = None if cfg.is_dense(layer) else cfg.blocksparse
     extent = min(slots_of(cfg, layer, extent), keys.shape[2] - SPARE)
@@ -116,8 +121,8 @@ def attend_one(
         q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         own, slots = position - start, keys.shape[2] - SPARE
-        if sparse is None and step.serves(platform, q, keys, values):
-            begun = None if before is None else (before.keys[layer], before.values[layer], before.count)
+        begun = None if before is None else (before.keys[layer], before.values[layer], before.count)
+        if sparse is None and step.serves(platform, *(x.dtype for x in (q, keys, values, *(begun or ())[:2]))):
             out, keys, values = step.attend(
                 q[:, 0], k[:, 0], v[:, 0], keys, values, own, cfg.softmax_scale, window=cfg.window_keys, spare=SPARE,
                 before=begun,

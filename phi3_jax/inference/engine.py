@@ -23,13 +23,14 @@ from phi3_jax.data.tokenizers import Tokenizer
 from phi3_jax.errors import UserError
 from phi3_jax.inference import decode, scoring, trees
 from phi3_jax.inference.before import Before
-from phi3_jax.inference.cache import KVCache
+from phi3_jax.inference.cache import KVCache, reads_in_place
 from phi3_jax.inference.reply import Completion, Reply
 from phi3_jax.inference.sampling import Kind, Numbers, Sampling, choose
 from phi3_jax.inference.trees import length_of
 from phi3_jax.interop import templates
 from phi3_jax.interop.loading import Model, token_ids
 from phi3_jax.models import vision
+from phi3_jax.models.attention import platform_of
 from phi3_jax.models.layout import ANYWHERE, Layout
 from phi3_jax.models.rotary import REGIMES
 
@@ -138,6 +139,11 @@ class Engine:
             )  # fmt: skip
 
         return self._program(run, "capacity")
+
+    @functools.cached_property
+    def _in_place(self) -> bool:
+        """Whether each row's own slots alone are read, however many all have: one program serves all lengths."""
+        return reads_in_place(self.config, platform_of(jax.tree.leaves(self._params)[0]), self._dtype)
 
     @functools.cached_property
     def _see(self) -> Callable[..., Any]:
@@ -352,7 +358,7 @@ class Engine:
                 if as_read and self._reads_again(lengths[: len(prompts)] + i + 1):
                     logits, cache = self._again(tokens, lengths, said, long, capacity, pictures)
                     continue
-                extent = part_of(capacity, longest + i + 1)
+                extent = capacity if self._in_place else part_of(capacity, longest + i + 1)
                 logits, cache = self._step(self._params, token, cache, long, extent, before)
         assert pending is not None  # `more` is 1 at least
         self._read(alive, *pending)

@@ -236,7 +236,7 @@ def logits_of(hidden: Float[jax.Array, "... d"], params: Tree, cfg: ModelConfig)
     matrix = output_matrix(params, cfg)
     if isinstance(matrix, Product):
         out = matrix.apply(hidden)
-    elif has_kernel(hidden, hidden.ndim - 1, matrix):
+    elif not cfg.tied and has_kernel(hidden, hidden.ndim - 1, matrix):  # which would copy a table transposed
         out = product(hidden.reshape(-1, hidden.shape[-1]), matrix).reshape(*hidden.shape[:-1], -1)
     else:
         out = jnp.einsum("...d,dv->...v", hidden, matrix.astype(hidden.dtype))

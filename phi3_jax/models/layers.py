@@ -15,7 +15,7 @@ from phi3_jax.models.kernels import grouped
 from phi3_jax.models.layout import explicit, join, spec_of
 from phi3_jax.models.quantized import Product
 
-FEW_ROWS = 8  # rows up to which `product` beats XLA:CPU's dot in bfloat16
+FEW_ROWS = 8  # rows up to which `product` beats XLA:CPU's dot
 
 
 def norm(x: jax.Array, params: dict[str, jax.Array], cfg: ModelConfig | Vision) -> jax.Array:
@@ -93,8 +93,8 @@ def times(x: jax.Array, weight: jax.Array | Product, inputs: int = 1, out: P | N
     if isinstance(weight, Product):
         return weight.apply(x)
     if has_kernel(x, lead, weight):
-        matrix = weight.reshape(math.prod(x.shape[lead:]), -1)
-        y = product(x.reshape(math.prod(x.shape[:lead]), -1), matrix)
+        rows, depth, width = (math.prod(d) for d in (x.shape[:lead], weight.shape[:inputs], weight.shape[inputs:]))
+        y = product(x.reshape(rows, depth), weight.reshape(depth, width))
         return y.reshape(*x.shape[:lead], *weight.shape[inputs:])
     weight = weight.astype(x.dtype)
     spec, split = spec_of(x), spec_of(weight)
@@ -127,14 +127,26 @@ def linears(x: jax.Array, params: dict[str, Any], sizes: tuple[int, ...], axis: 
 
 
 def has_kernel(x: jax.Array, lead: int, weight: jax.Array) -> bool:
-    """Whether `product` serves: a few rows (the first `lead` dimensions of x) and a bfloat16 matrix, on a CPU."""
-    few = math.prod(x.shape[:lead]) <= FEW_ROWS
-    return few and weight.dtype == jnp.bfloat16 and not explicit(x) and grouped.available()
+    """Whether `product` serves: on a CPU, a few rows (the first `lead` dimensions of x) and a matrix in bfloat16.
 
-
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """A few rows x (rows, k) @ bfloat16 weight (k, n), added up in float32; in x's dtype. It has no gradient.
-
-    XLA:CPU's own product of a row and a bfloat16 matrix takes ten times as long as reading the matrix.
+    With more than one row also a matrix in float32 like x.
     """
-    return grouped.multiply_half(x.astype(jnp.float32), weight).astype(x.dtype)
+    rows = math.prod(x.shape[:lead])
+    same = weight.dtype == x.dtype == jnp.float32 and rows > 1
+    return rows <= FEW_ROWS and (same or weight.dtype == jnp.bfloat16) and not explicit(x) and grouped.available()
+
+
+@jax.custom_jvp
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """A few rows x (rows, k) @ weight (k, n), added up in float32; in x's dtype.
+
+    XLA:CPU's own product takes up to twice as long with a float32 matrix, and with a bfloat16 one ten times as long as
+    reading it.
+    """
+    return grouped.multiply_few(x.astype(jnp.float32), weight).astype(x.dtype)
+
+
+product.defjvps(
+    lambda dx, _, x, weight: dx @ weight.astype(dx.dtype),
+    lambda d_weight, _, x, weight: x @ d_weight.astype(x.dtype),
+)

@@ -99,16 +99,33 @@ def test_kernel_against_float64(name: str, version: str, monkeypatch: pytest.Mon
 
 
 @needs_kernel
-def test_half_precision_rows_are_added_up_in_float32() -> None:
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_few_rows_are_added_up_in_float32(dtype: jnp.dtype) -> None:
     rng = np.random.default_rng(0)
-    for rows, depth, width in ((1, 3, 5), (1, 3072, 200), (8, 129, 4097), (3, 64, 64)):
-        x = jnp.asarray(rng.standard_normal((rows, depth)), jnp.bfloat16)
-        w = jnp.asarray(rng.standard_normal((depth, width)), jnp.bfloat16)
+    for rows, depth, width in ((1, 3, 5), (2, 7, 63), (1, 3072, 200), (8, 129, 4097), (3, 64, 64)):
+        x = jnp.asarray(rng.standard_normal((rows, depth)), dtype)
+        w = jnp.asarray(rng.standard_normal((depth, width)), dtype)
         exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
-        found = grouped.multiply_half(x.astype(jnp.float32), w)
+        found = grouped.multiply_few(x.astype(jnp.float32), w)
         np.testing.assert_allclose(found, exact, atol=2e-6 * depth, rtol=1e-6)
-        again = layers.linear(x[:, None], {"weight": w})[:, 0]  # rounded to bfloat16 once, at the end
-        np.testing.assert_allclose(again.astype(jnp.float32), exact, rtol=2**-8, atol=2e-6 * depth)
+        again = layers.linear(x[:, None], {"weight": w})[:, 0]  # rounded to x's dtype once, at the end
+        rounding = 2**-8 if dtype == jnp.bfloat16 else 1e-6
+        np.testing.assert_allclose(again.astype(jnp.float32), exact, rtol=rounding, atol=2e-6 * depth)
+
+
+@needs_kernel
+def test_a_few_rows_have_the_gradient_of_the_plain_product() -> None:
+    rng = np.random.default_rng(0)
+    x, w, d_y = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((4, 9), (9, 70), (4, 70)))
+    assert layers.has_kernel(x, 1, w) and not layers.has_kernel(x[:1], 1, w)
+    assert not layers.has_kernel(x.astype(jnp.bfloat16), 1, w)
+    gradient = jax.jit(jax.grad(lambda x, w: (layers.times(x, w) * d_y).sum(), (0, 1)))(x, w)
+    np.testing.assert_allclose(gradient[0], d_y @ w.T, atol=1e-5)
+    np.testing.assert_allclose(gradient[1], x.T @ d_y, atol=1e-5)
+    _, change = jax.jvp(layers.product, (x, w), (2 * x, 3 * w))
+    np.testing.assert_allclose(change, 5 * x @ w, atol=1e-4)
+    both = jax.vmap(layers.product)(jnp.stack([x, 2 * x]), jnp.stack([w, w]))
+    np.testing.assert_allclose(both, jnp.stack([x @ w, 2 * x @ w]), atol=1e-5)
 
 
 def test_without_the_kernel_products_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:

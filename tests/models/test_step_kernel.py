@@ -9,6 +9,7 @@ import pytest
 
 from phi3_jax import proxy
 from phi3_jax.inference import decode
+from phi3_jax.inference.cache import reads_in_place
 from phi3_jax.models.kernels import native, step
 from phi3_jax.models.spec import init_params
 
@@ -66,14 +67,47 @@ def test_values_are_those_of_float64(name: str) -> None:
     np.testing.assert_array_equal(got[2], all_values.astype(np.float32))
 
 
+def one_key(value: float = 1.0, at: int = 5, slots: int = 7, **more) -> np.ndarray:
+    """Attention of one token over keys of ones, that of position 2 apart."""
+    one = jnp.ones((1, 1, slots + SPARE, 16))
+    keys = one.at[0, 0, 2].set(value)
+    args = one[:, :, :1], one[:, :, 0], one[:, :, 0], keys, one, jnp.array([at]), 1.0
+    return np.asarray(step.attend(*args, window=None, spare=SPARE, **more)[0])
+
+
 @needs_kernel
 def test_a_key_that_is_not_a_number_is_seen() -> None:
-    one = jnp.ones((1, 1, 8, 16))
+    assert np.isnan(one_key(jnp.nan)).all() and np.isfinite(one_key(-jnp.inf)).all()
+    nothing = jnp.full((1, 1, 8, 16), -jnp.inf)
     out, *_ = step.attend(
-        one[:, :, :1], one[:, :, 0], one[:, :, 0], one.at[0, 0, 2].set(jnp.nan), one, jnp.array([5]), 1.0, window=None,
+        -nothing[:, :, :1],
+        nothing[:, :, 0],
+        nothing[:, :, 0],
+        nothing,
+        nothing,
+        jnp.array([5]),
+        1.0,
+        window=None,
         spare=1,
-    )  # fmt: skip
-    assert np.isnan(out).all()
+    )
+    assert np.isnan(out).all()  # as a softmax of nothing but -inf
+
+
+@needs_kernel
+def test_what_would_be_read_or_written_outside_of_the_cache_is_refused() -> None:
+    with pytest.raises(Exception, match="position below 0"):
+        one_key(at=-1)
+    with pytest.raises(Exception, match="cache without slots"):
+        one_key(slots=0)
+    begun = jnp.ones((1, 3, 16))
+    np.testing.assert_array_equal(one_key(before=(begun, begun, 9)), one_key(before=(begun, begun, 3)))
+
+
+@needs_kernel
+def test_a_program_of_the_engine_serves_all_lengths() -> None:
+    cfg = proxy("mini", "pico", "clean")
+    assert reads_in_place(cfg, "cpu", jnp.dtype("float32")) and not reads_in_place(cfg, "cpu", jnp.dtype("bfloat16"))
+    assert not reads_in_place(proxy("small", "pico", "family"), "cpu", jnp.dtype("float32"))
 
 
 @needs_kernel
@@ -96,7 +130,7 @@ def test_a_step_is_the_same_without_the_kernel(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_the_kernel_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide, half = jnp.zeros(1), jnp.zeros(1, jnp.bfloat16)
+    wide, half = jnp.dtype("float32"), jnp.dtype("bfloat16")
     assert not step.serves("gpu", wide) and not step.serves("cpu", wide, half)
     monkeypatch.setenv("PHI3_JAX_KERNEL", "off")
     assert not step.serves("cpu", wide)

@@ -300,46 +300,101 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
-// Adds the products of some rows of x with columns first..last of a bfloat16 matrix (depth, width) to y.
+// What is compiled for several kinds of CPU calls only what is inlined into it.
 #ifdef X86
-__attribute__((target_clones("avx512f", "avx2", "default")))
+#define EACH_CPU __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#else
+#define EACH_CPU
 #endif
-void add_half(const float* x, const uint16_t* w, float* y, int64_t rows, int64_t depth, int64_t width, int64_t first,
-              int64_t last) {
-  const int64_t count = last - first;
-  for (int64_t k = 0; k < depth; k += 4) {
-    const int64_t left = std::min<int64_t>(4, depth - k);
-    const uint16_t* line[4];
-    for (int64_t i = 0; i < 4; ++i) line[i] = w + (k + (i < left ? i : 0)) * width + first;
-    for (int64_t r = 0; r < rows; ++r) {
-      float scale[4];
-      for (int64_t i = 0; i < 4; ++i) scale[i] = i < left ? x[r * depth + k + i] : 0;
-      float* to = y + r * width + first;
-      for (int64_t j = 0; j < count; ++j) {
-        float sum = to[j];
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t word = static_cast<uint32_t>(line[i][j]) << 16;
-          float value;
-          std::memcpy(&value, &word, 4);
-          sum += scale[i] * value;
-        }
-        to[j] = sum;
-      }
-    }
+#define INLINE __attribute__((always_inline)) inline
+
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+template <typename To>
+INLINE To read(const void* from) {  // which need not be aligned
+  To to;
+  std::memcpy(&to, from, sizeof to);
+  return to;
+}
+
+// Columns of a line: V is a float or sixteen.
+template <typename V>
+INLINE V columns(const float* w) { return read<V>(w); }
+
+template <typename V>
+INLINE V columns(const uint16_t* w) {  // of bfloat16
+  if constexpr (sizeof(V) == sizeof(float)) {
+    const uint32_t word = static_cast<uint32_t>(*w) << 16;
+    return read<float>(&word);
+  } else {
+    const Words words = __builtin_convertvector(read<Halves>(w), Words) << 16;
+    return read<V>(&words);
   }
 }
 
-ffi::Error multiply_half(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::BF16> w,
-                         ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t rows = x.dimensions()[0], depth = w.dimensions()[0], width = w.dimensions()[1];
+template <int kRows, int kLines, typename V, typename Weight>
+INLINE void add_block(const float* x, int64_t depth, const Weight* w, int64_t width, float* y) {
+  V sum[kRows];
+  for (int r = 0; r < kRows; ++r) sum[r] = columns<V>(y + r * width);
+  for (int i = 0; i < kLines; ++i) {
+    const V line = columns<V>(w + i * width);
+    for (int r = 0; r < kRows; ++r) sum[r] += x[r * depth + i] * line;
+  }
+  for (int r = 0; r < kRows; ++r) std::memcpy(y + r * width, &sum[r], sizeof(V));
+}
+
+// Four rows at a time, so that their sums and a line are in registers.
+template <int kLines, typename V, typename Weight>
+INLINE void add_rows(const float* x, int64_t depth, const Weight* w, int64_t width, float* y, int64_t rows) {
+  for (; rows >= 4; rows -= 4, x += 4 * depth, y += 4 * width) add_block<4, kLines, V>(x, depth, w, width, y);
+  if (rows == 3) add_block<3, kLines, V>(x, depth, w, width, y);
+  if (rows == 2) add_block<2, kLines, V>(x, depth, w, width, y);
+  if (rows == 1) add_block<1, kLines, V>(x, depth, w, width, y);
+}
+
+template <int kLines, typename Weight>
+INLINE void add_lines(const float* x, int64_t depth, const Weight* w, int64_t width, float* y, int64_t rows, int64_t count) {
+  int64_t j = 0;
+  for (; j + 16 <= count; j += 16) add_rows<kLines, Sixteen>(x, depth, w + j, width, y + j, rows);
+  for (; j < count; ++j) add_rows<kLines, float>(x, depth, w + j, width, y + j, rows);
+}
+
+// Adds the products of a few rows x (rows, depth) with `count` columns of w (depth, width) to y (rows, width). Sixteen lines
+// at a time: memory is read along lines, and a sum is fetched and put back once for each of these.
+#define ADD_PRODUCTS(name, Weight)                                                                                        \
+  EACH_CPU void name(const float* x, const Weight* w, float* y, int64_t rows, int64_t depth, int64_t width, int64_t count) { \
+    int64_t k = 0;                                                                                                        \
+    for (; k + 16 <= depth; k += 16) add_lines<16>(x + k, depth, w + k * width, width, y, rows, count);                     \
+    for (; k < depth; ++k) add_lines<1>(x + k, depth, w + k * width, width, y, rows, count);                               \
+  }
+ADD_PRODUCTS(add_products, float)
+ADD_PRODUCTS(add_products_of_half, uint16_t)
+
+template <typename Weight, typename Add>
+ffi::Error multiply_few(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, const Weight* w, int64_t width,
+                        ffi::ResultBuffer<ffi::F32>& y, const Add& add) {
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
   const int64_t tasks = 4 * std::max<int64_t>(1, pool.num_threads());
   const int64_t step = std::max<int64_t>(64, std::min<int64_t>(1024, (width + tasks - 1) / tasks));
   std::memset(y->typed_data(), 0, y->size_bytes());
   parallel(pool, (width + step - 1) / step, [&](int64_t i) {
-    add_half(x.typed_data(), reinterpret_cast<const uint16_t*>(w.untyped_data()), y->typed_data(), rows, depth, width,
-             i * step, std::min(width, (i + 1) * step));
+    const int64_t first = i * step;
+    add(x.typed_data(), w + first, y->typed_data() + first, rows, depth, width, std::min(step, width - first));
   });
   return ffi::Error::Success();
+}
+
+ffi::Error multiply_whole(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
+                          ffi::ResultBuffer<ffi::F32> y) {
+  return multiply_few(pool, x, w.typed_data(), w.dimensions()[1], y, add_products);
+}
+
+ffi::Error multiply_half(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::BF16> w,
+                         ffi::ResultBuffer<ffi::F32> y) {
+  return multiply_few(pool, x, reinterpret_cast<const uint16_t*>(w.untyped_data()), w.dimensions()[1], y,
+                      add_products_of_half);
 }
 
 }  // namespace
@@ -361,4 +416,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_half, multiply_half,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(phi3_jax_whole, multiply_whole,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

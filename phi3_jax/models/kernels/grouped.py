@@ -1,6 +1,7 @@
-"""The CPU kernels for group-quantised and bfloat16 matrices (`grouped.cc`): compiled once, when first needed.
+"""The CPU kernels for group-quantised matrices, and for few rows times whole ones (`grouped.cc`).
 
-Without a C++ compiler the products run in plain XLA, about 60 times slower; one line says so.
+They are compiled once, when first needed. Without a C++ compiler the products run in plain XLA, those of 4 bits about 60
+times slower; one line says so.
 `PHI3_JAX_KERNEL` may name a version of the inner loop: vnni, avx2, plain.
 """
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from phi3_jax.models.kernels import native
 
-TARGET, HALF = "phi3_jax_grouped", "phi3_jax_half"
+TARGET, HALF, WHOLE = "phi3_jax_grouped", "phi3_jax_half", "phi3_jax_whole"
 VERSIONS = native.VERSIONS
 
 
@@ -27,6 +28,7 @@ def _load() -> int | None:
         print(f"note: no compiled CPU kernel ({error}); plain XLA is slower", file=sys.stderr)
         return None
     jax.ffi.register_ffi_target(HALF, jax.ffi.pycapsule(library.phi3_jax_half), platform="cpu")
+    jax.ffi.register_ffi_target(WHOLE, jax.ffi.pycapsule(library.phi3_jax_whole), platform="cpu")
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.phi3_jax_grouped), platform="cpu")
     return int(library.phi3_jax_grouped_version())
 
@@ -54,6 +56,9 @@ def multiply(x: jax.Array, tiles: jax.Array, rows: int, bits: int, group: int) -
     return call(x, tiles, bits=bits, per_group=group // 32, version=number)
 
 
-def multiply_half(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x (m, k) float32 times weight (k, n) bfloat16: (m, n) float32, exact but for the order of its sums."""
-    return jax.ffi.ffi_call(HALF, jax.ShapeDtypeStruct((x.shape[0], weight.shape[1]), jnp.float32))(x, weight)
+def multiply_few(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x (m, k) float32 times weight (k, n), float32 or bfloat16: (m, n) float32, exact but for the order of its sums."""
+    shape = jax.ShapeDtypeStruct((x.shape[0], weight.shape[1]), jnp.float32)
+    target = HALF if weight.dtype == jnp.bfloat16 else WHOLE
+    found: jax.Array = jax.ffi.ffi_call(target, shape, vmap_method="sequential")(x, weight)
+    return found

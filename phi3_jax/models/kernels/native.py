@@ -51,8 +51,8 @@ def library(name: str, *flags: str) -> ctypes.CDLL:
     try:
         return ctypes.cdll.LoadLibrary(str(_compiled(HERE / f"{name}.cc", (*FLAGS, *flags))))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        text = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        raise NotBuilt(text[-1] if text else str(error)) from error
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [str(error)]
+        raise NotBuilt(next((line for line in lines if "error" in line), lines[-1])) from error
 
 
 def _compiled(source: Path, flags: tuple[str, ...]) -> Path:

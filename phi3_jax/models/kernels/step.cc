@@ -5,6 +5,7 @@
 // Compiled for the machine it runs on.
 
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -61,7 +62,7 @@ void meet(const Head& h, const float* keys, const float* values, int64_t count) 
         scores[j] = product<kVectors>(h.queries + r * h.depth, k + j * h.depth, h.depth);
         highest = highest > scores[j] ? highest : scores[j];
       }
-      for (int64_t j = here; j < reach; ++j) scores[j] = -FLT_MAX;
+      for (int64_t j = here; j < reach; ++j) scores[j] = -INFINITY;
       const Vector base = all(highest);
       Vector added = {};
       for (int64_t j = 0; j < reach; j += kLanes) {
@@ -107,7 +108,10 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
     return ffi::Error::InvalidArgument("a cache that is written in place");
   const int64_t batch = shape[0], heads = shape[1], per = shape[2], depth = shape[3];
   const int64_t slots = cached[2] - spare, tokens = before_keys.dimensions()[1];
-  const int64_t read = before.typed_data()[0];
+  const int64_t read = std::min<int64_t>(std::max(0, before.typed_data()[0]), tokens);
+  if (slots < 1) return ffi::Error::InvalidArgument("a cache without slots");
+  for (int64_t b = 0; b < batch; ++b)
+    if (position.typed_data()[b] < 0) return ffi::Error::InvalidArgument("a token's position below 0");
   parallel(pool, heads * batch, [&](int64_t task) {  // rows of a head one after the other, as they share what comes before
     const int64_t b = task % batch, head = task / batch, at = position.typed_data()[b];
     const int64_t line = b * heads + head;

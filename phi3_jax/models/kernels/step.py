@@ -30,11 +30,11 @@ def _built() -> bool:
     return True
 
 
-def serves(platform: str, *arrays: jax.Array) -> bool:
+def serves(platform: str, *dtypes: jnp.dtype) -> bool:
     """Whether the kernel takes queries and keys of these dtypes on "cpu", "gpu" or "tpu"; compiles it when first asked."""
     if platform != "cpu" or native.choice() == "off":
         return False
-    return all(x.dtype == jnp.float32 for x in arrays) and _built()
+    return all(dtype == jnp.float32 for dtype in dtypes) and _built()
 
 
 def attend(
@@ -69,7 +69,7 @@ def attend(
     call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases={3: 1, 4: 2}, vmap_method="sequential")
     counts = jnp.asarray(count, jnp.int32).reshape(1)
     out, keys, values = call(
-        q, k, v, keys, values, before_keys, before_values, counts, position.astype(jnp.int32), scale=float(scale),
-        window=window or 0, spare=spare,
+        q, k.astype(keys.dtype), v.astype(values.dtype), keys, values, before_keys, before_values, counts,
+        position.astype(jnp.int32), scale=float(scale), window=window or 0, spare=spare,
     )  # fmt: skip
     return out, keys, values
