@@ -7,7 +7,6 @@ white space, which is how the paper's limits read.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,25 +16,9 @@ from phi3_jax.curation import words as wording
 from phi3_jax.curation.rule import EXEMPT, Check, Measured, Rule
 from phi3_jax.keys import number, share, whole, word
 
-_PARAGRAPH, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
+_PARAGRAPH = re.compile(r"\n{2,}")
 _TOP, _REPEATED = (2, 3, 4), (5, 6, 7, 8, 9, 10)
-STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 WORDS = word("what counts as a word", "space", *wording.KINDS)
-# Ends of sentences in all scripts, and other marks, by code point: datatrove's utils/text.py.
-_ENDS = """
-21 2e 3f 589 61d 61e 61f 6d4 700 701 702 7f9 837 839 83d 83e 964 965 104a 104b 1362 1367 1368 166e 1735 1736 17d4 17d5
-17d6 17d9 17da 1803 1809 1944 1945 1aa8 1aa9 1aaa 1aab 1b5a 1b5b 1b5e 1b5f 1b7d 1b7e 1c3b 1c3c 1c7e 1c7f 203c 203d 2047
-2048 2049 2e2e 2e3c 2e53 2e54 3002 a4ff a60e a60f a6f3 a6f7 a876 a877 a8ce a8cf a92f a9c8 a9c9 aa5d aa5e aa5f aaf0 aaf1
-abeb fe52 fe56 fe57 ff01 ff0e ff1f ff61 10a56 10a57 10f55 10f56 10f57 10f58 10f59 10f86 10f87 10f88 10f89 11047 11048
-110be 110bf 110c0 110c1 11141 11142 11143 111c5 111c6 111cd 111de 111df 11238 11239 1123b 1123c 112a9 1144b 1144c 115c2
-115c3 115c9 115ca 115cb 115cc 115cd 115ce 115cf 115d0 115d1 115d2 115d3 115d4 115d5 115d6 115d7 11641 11642 1173c 1173d
-1173e 11944 11946 11a42 11a43 11a9b 11a9c 11c41 11c42 11ef7 11ef8 11f43 11f44 16a6e 16a6f 16af5 16b37 16b38 16b44 16e98
-1bc9f 1da88"""
-ENDS = frozenset(chr(int(code, 16)) for code in _ENDS.split())
-MARKS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(
-    map(chr, (*range(9), *range(11, 32), *range(127, 160)))
-)
-_SYMBOLS = re.compile(f"[{re.escape(MARKS + ''.join(sorted(ENDS)))}]+")
 
 
 # ------------------------------------------------------------------------------------------------ quality
@@ -43,13 +26,10 @@ _SYMBOLS = re.compile(f"[{re.escape(MARKS + ''.join(sorted(ENDS)))}]+")
 
 def quality(text: str, row: Any, words: str = "space") -> Measured:
     """Counts of words, their mean length, shares of hashes, ellipses, bullets, letters; how many stop words there are."""
-    found = wording.splitter(words)(text)
-    n = len(found)
-    counts = Counter(found)
-    marks = {w: c for w, c in counts.items() if not (w.isascii() and w.isalnum()) and _SYMBOLS.fullmatch(w)}
-    solid = n - sum(marks.values())
-    characters = sum(len(w) * c for w, c in counts.items()) - sum(len(w) * c for w, c in marks.items())
-    letters = sum(c for w, c in counts.items() if w.isalpha() or any(map(str.isalpha, w)))
+    found = wording.lexicon(words).words(text)
+    n, words_alone = len(found), ~found.marks()
+    solid = int(np.count_nonzero(words_alone))
+    characters = int(found.lengths @ words_alone)
     lines = text.splitlines()
     nan = float("nan")
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
@@ -64,8 +44,8 @@ def quality(text: str, row: Any, words: str = "space") -> Measured:
         (text.count("...") + text.count("…")) / n if n else nan,
         bullets / len(lines) if lines else nan,
         trailing / len(lines) if lines else nan,
-        letters / n if n else nan,
-        len(STOP_WORDS & counts.keys()),
+        found.letters() / n if n else nan,
+        found.stop_words(),
     ), text
 
 
@@ -95,7 +75,7 @@ QUALITY = Rule(
         "max_bullets": share("most lines that start with a bullet", 0.9),
         "max_trailing": share("most lines that end in an ellipsis", 0.3),
         "min_letters": share("least share of words with a letter", 0.8),
-        "min_stop_words": whole("least different ones of: " + ", ".join(sorted(STOP_WORDS)), 2),
+        "min_stop_words": whole("least different ones of: " + ", ".join(sorted(wording.STOP_WORDS)), 2),
         "exempt": EXEMPT,
     },
 )
@@ -108,10 +88,9 @@ def repetition(text: str, row: Any, words: str = "space") -> Measured:
     """Repeated paragraphs, lines and n-grams, as shares of their number or of the text's characters."""
     if not text:
         return (1.0, *[0.0] * 13), text
-    paragraphs, lines = _PARAGRAPH.split(text.strip()), _LINES.split(text)
+    paragraphs, lines = _PARAGRAPH.split(text.strip()), lines_of(text)
     of_paragraphs, of_lines = duplicates(paragraphs), duplicates(lines)
-    found = wording.splitter(words)(text)
-    tops, repeated = _ngrams(found)
+    tops, repeated = _ngrams(wording.lexicon(words).words(text))
     return (
         0.0,
         of_paragraphs[0] / len(paragraphs),
@@ -120,6 +99,12 @@ def repetition(text: str, row: Any, words: str = "space") -> Measured:
         of_lines[1] / len(text),
         *(count / len(text) for count in (*tops, *repeated)),
     ), text
+
+
+def lines_of(text: str) -> list[str]:
+    """What stands between runs of line breaks; a text that begins or ends with one has an empty line there."""
+    first, *others = text.split("\n")
+    return [first, *filter(None, others[:-1]), *others[-1:]]
 
 
 def duplicates(pieces: Sequence[str]) -> tuple[int, int]:
@@ -135,7 +120,7 @@ def duplicates(pieces: Sequence[str]) -> tuple[int, int]:
     return count, characters
 
 
-def _ngrams(words: list[str]) -> tuple[list[int], list[int]]:
+def _ngrams(words: wording.Words) -> tuple[list[int], list[int]]:
     """Characters of the most frequent n-gram (with its blanks) times its count, and of all repeated n-grams.
 
     Repeated ones are counted from left to right; one that was there before is skipped whole, as datatrove does. Longer
@@ -143,10 +128,9 @@ def _ngrams(words: list[str]) -> tuple[list[int], list[int]]:
     """
     tops: list[int] = []
     repeated: list[int] = []
-    ends = np.cumsum([0, *map(len, words)])
-    numbers: dict[str, int] = {}
+    ends = np.concatenate([[0], np.cumsum(words.lengths)])
     # Of every place that may hold a repeated n-gram: where it is, and which number the (n-1)-gram there has.
-    places, kinds = np.arange(len(words)), np.array([numbers.setdefault(w, len(numbers)) for w in words], np.int64)
+    places, kinds = np.arange(len(words)), words.ids
     for n in range(2, _REPEATED[-1] + 1):
         follows = places[1:] == places[:-1] + 1
         places, pairs = places[:-1][follows], (kinds[:-1] * (kinds.max(initial=0) + 1) + kinds[1:])[follows]

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from phi3_jax.curation import words as wording
-from phi3_jax.curation.gopher import ENDS, WORDS, duplicates
+from phi3_jax.curation.gopher import WORDS, duplicates
 from phi3_jax.curation.rule import EXEMPT, Check, Measured, Rule
 from phi3_jax.keys import Key, share, switch, whole
 
@@ -84,13 +84,13 @@ def fineweb(text: str, row: Any, words: str = "space", short: int = 30, quotes: 
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return (1.0, 0.0, 0.0, 0.0, 0.0), text
-    ended = sum((line.rstrip(_QUOTES)[-1:] if quotes else line[-1]) in ENDS for line in lines)
+    ended = sum((line.rstrip(_QUOTES)[-1:] if quotes else line[-1]) in wording.ENDS for line in lines)
     return (
         0.0,
         ended / len(lines),
         sum(len(line) <= short for line in lines) / len(lines),
         duplicates(lines)[1] / len(text.replace("\n", "")),
-        text.count("\n") / len(wording.splitter(words)(text)),
+        text.count("\n") / len(wording.lexicon(words).words(text)),
     ), text
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3_jax.curation.words import English, english, splitter
+from phi3_jax.curation import words as wording
+from phi3_jax.curation.words import English, english, lexicon
 from phi3_jax.data import sources
 from phi3_jax.errors import UserError
 
@@ -27,7 +28,7 @@ def test_chunks_have_the_words_of_the_whole_text() -> None:
     whole, ours = spacy.blank("en"), English()
     for text in texts():
         words = [token.text for token in whole.tokenizer(text) if token.text.strip()]
-        assert ours.words(text) == words
+        assert list(ours.words(text)) == words
 
 
 def test_what_the_tokenizer_is_not_asked_it_would_have_said() -> None:
@@ -61,7 +62,22 @@ def test_sentences_are_counted_as_spacy_does() -> None:
 
 
 def test_words_between_white_space() -> None:
-    assert splitter("space")("a  b,c\n.") == ["a", "b,c", "."]
+    found = lexicon("space").words("a  b,c\n. the be the")
+    assert list(found) == ["a", "b,c", ".", "the", "be", "the"]
+    assert found.letters() == 5 and found.marks().tolist() == [False, False, True, False, False, False]
+    assert found.stop_words() == 2 and found.lengths.tolist() == [1, 3, 1, 3, 2, 3]
+
+
+def test_a_full_lexicon_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of a text are all there, those it shares with earlier ones too, and earlier texts keep theirs."""
+    monkeypatch.setattr(wording, "_MOST", 5)
+    ours = wording.Lexicon(lambda chunks: [[chunk] for chunk in chunks])
+    first, second = "a b c d", "a b e f c"
+    earlier = ours.words(first)
+    assert list(ours.words(second)) == second.split() and list(earlier) == first.split()
+    assert ours.names == ["a", "b", "e", "f", "c"]
+    many = " ".join(map(str, range(3000)))
+    assert list(ours.words(many)) == many.split() and ours.words(many).lengths[2999] == 4
 
 
 def test_without_spacy_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
