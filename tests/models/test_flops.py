@@ -19,6 +19,12 @@ from phi3_jax.models.masks import blocksparse_allowed
 from phi3_jax.models.spec import count_params, init_params
 
 
+@pytest.fixture(autouse=True)
+def products_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products by a compiled kernel are no operations that can be counted."""
+    monkeypatch.setenv("PHI3_JAX_KERNEL", "off")
+
+
 @pytest.mark.parametrize(
     ("member", "time", "matmul", "giga", "share"),
     [
